@@ -1,0 +1,20 @@
+//go:build !linux
+
+package notify
+
+import (
+	"errors"
+	"os"
+)
+
+// errLinux: senders are checked by credentials that only Linux passes along.
+var errLinux = errors.New("notify sockets need Linux")
+
+// Listen fails: see errLinux.
+func Listen() (*Socket, error) { return nil, errLinux }
+
+// Receive fails: see errLinux.
+func (s *Socket) Receive() (Message, error) { return Message{}, errLinux }
+
+// File fails: see errLinux.
+func (s *Socket) File() (*os.File, error) { return nil, errLinux }
