@@ -1,0 +1,187 @@
+package workerpool
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"gapless/internal/channel"
+	"gapless/internal/notify"
+	"gapless/internal/packet"
+
+	"go.uber.org/zap"
+)
+
+// Record is one worker as it travels from a master to the next: what is known of it, beside the descriptors that
+// Files holds in the order that Kinds tells. Masters of different versions exchange it, so fields are only ever added.
+type Record struct {
+	Info
+	Told       bool      `json:"told"` // it has its order to drain
+	Due        time.Time `json:"due"`  // when its time to drain ends; zero: never
+	TakesDrain bool      `json:"takes_drain"`
+	NotifyName string    `json:"notify,omitempty"`
+	Partial    [][]byte  `json:"partial,omitempty"`
+	Kinds      []string  `json:"kinds"`
+
+	Files []*os.File `json:"-"`
+}
+
+// The kinds of descriptors in a Record.
+const (
+	kindPIDFD   = "pidfd"
+	kindChannel = "channel"
+	kindNotify  = "notify"
+	kindStdout  = "stdout"
+	kindStderr  = "stderr"
+)
+
+func (r *Record) add(kind string, f *os.File) {
+	r.Kinds = append(r.Kinds, kind)
+	r.Files = append(r.Files, f)
+}
+
+// take removes the file of a kind from the record; nil: it holds none.
+func (r *Record) take(kind string) *os.File {
+	for i, k := range r.Kinds {
+		if k == kind && i < len(r.Files) && r.Files[i] != nil {
+			f := r.Files[i]
+			r.Files[i] = nil
+			return f
+		}
+	}
+	return nil
+}
+
+// Close closes the files that are still the record's.
+func (r *Record) Close() { packet.CloseAll(r.Files) }
+
+// Freeze stops the pool where it is: starts under way are finished, none begins, and nothing is read from the workers,
+// so that their next words are for the next master. It returns the records to hand over, whose files are the caller's.
+func (p *Pool) Freeze() ([]Record, error) {
+	p.mu.Lock()
+	if !p.frozen {
+		p.frozen, p.thawed = true, make(chan struct{})
+	}
+	p.mu.Unlock()
+	p.spawning.Lock() // waits for starts that began before
+	//lint:ignore SA2001 the lock is a barrier
+	p.spawning.Unlock()
+
+	var records []Record
+	for _, w := range p.all(nil) {
+		w.stopReaders()
+		if w.out != nil {
+			w.out.pause()
+		}
+		r, err := w.record()
+		if err != nil {
+			for i := range records {
+				records[i].Close()
+			}
+			return nil, fmt.Errorf("hand over worker %s: %w", w.snapshot().ID, err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// Thaw undoes Freeze.
+func (p *Pool) Thaw() {
+	for _, w := range p.all(nil) {
+		if w.stopRd == nil && !isClosed(w.gone) {
+			w.startReaders()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen {
+		p.frozen = false
+		close(p.thawed)
+	}
+}
+
+func (w *worker) record() (r Record, err error) {
+	w.mu.Lock()
+	r = Record{Info: w.info, Told: w.told, Due: w.due, TakesDrain: w.takesDrain}
+	w.mu.Unlock()
+	defer func() {
+		if err != nil {
+			r.Close()
+		}
+	}()
+	f, err := w.proc.File()
+	if err != nil {
+		return r, err
+	}
+	r.add(kindPIDFD, f)
+	if w.ch != nil {
+		if f, err = w.ch.File(); err != nil {
+			return r, err
+		}
+		r.add(kindChannel, f)
+	}
+	if w.notify != nil {
+		if f, err = w.notify.File(); err != nil {
+			return r, err
+		}
+		r.add(kindNotify, f)
+		r.NotifyName = w.notify.Address()
+	}
+	if w.out != nil {
+		files, partial, err := w.out.files()
+		if err != nil {
+			return r, err
+		}
+		r.add(kindStdout, files[0])
+		r.add(kindStderr, files[1])
+		r.Partial = partial
+	}
+	return r, nil
+}
+
+// Adopt takes over the workers of an earlier master. They never are restarted, and only drain.
+func (p *Pool) Adopt(records []Record) {
+	for i := range records {
+		r := &records[i]
+		if err := p.adopt(r); err != nil {
+			p.log.Error("worker of the earlier master cannot be adopted", zap.Int("pid", r.PID),
+				zap.Int("generation", r.Generation), zap.Error(err))
+		}
+		r.Close()
+	}
+}
+
+func (p *Pool) adopt(r *Record) error {
+	pidfd := r.take(kindPIDFD)
+	if pidfd == nil {
+		return fmt.Errorf("no pidfd came with it")
+	}
+	proc, err := p.cfg.Spawner.Attach(r.PID, pidfd)
+	if err != nil {
+		return err
+	}
+	w := newWorker(p, r.Info, proc)
+	w.told, w.due, w.takesDrain = r.Told, r.Due, r.TakesDrain
+	w.wasUp = true // what it was is its own generation's history; nobody waits for it
+	if f := r.take(kindChannel); f != nil {
+		if w.ch, err = channel.New(f); err != nil {
+			return err
+		}
+	} else {
+		w.takesDrain = false
+	}
+	if f := r.take(kindNotify); f != nil {
+		if w.notify, err = notify.FromFile(f, r.NotifyName); err != nil {
+			return err
+		}
+	}
+	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
+		w.out = resumeOutput(so, se, r.Partial, nil)
+	}
+	p.mu.Lock()
+	p.workers[w] = struct{}{}
+	p.mu.Unlock()
+	w.startReaders()
+	p.wg.Go(w.run)
+	return nil
+}

@@ -1,0 +1,103 @@
+package workerpool
+
+import (
+	"context"
+	"errors"
+
+	"gapless/internal/notify"
+
+	"go.uber.org/zap"
+)
+
+// startReaders lets the worker be heard: its channel, its notify socket and, where it goes through us, its output.
+func (w *worker) startReaders() {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stopRd = cancel
+	if w.ch != nil {
+		w.readers.Go(func() { w.readChannel(ctx) })
+	}
+	if w.notify != nil {
+		w.readers.Go(func() { w.readNotify(ctx) })
+	}
+	if w.out != nil {
+		w.out.start()
+	}
+}
+
+// stopReaders returns when nothing is read from the worker any more, except for its output. What has not been read
+// stays in the kernel, for the next master.
+func (w *worker) stopReaders() {
+	if w.stopRd == nil {
+		return
+	}
+	w.stopRd()
+	w.readers.Wait()
+	w.stopRd = nil
+}
+
+// drainReaders takes in what the readers had heard when they were stopped.
+func (w *worker) drainReaders() {
+	for {
+		select {
+		case said := <-w.said:
+			_ = w.hear(said)
+		default:
+			return
+		}
+	}
+}
+
+// tellOwner passes on what was heard. The owner always comes back to listen, or the readers are stopped.
+func (w *worker) tellOwner(ctx context.Context, said any) {
+	select {
+	case w.said <- said:
+	case <-ctx.Done():
+		// Nothing heard may be lost in a hand-over: the buffer takes what one reader holds at that moment.
+		select {
+		case w.said <- said:
+		default:
+		}
+	}
+}
+
+func (w *worker) readChannel(ctx context.Context) {
+	for {
+		m, f, err := w.ch.Receive(ctx)
+		if f != nil {
+			f.Close() // no message from a worker carries one
+		}
+		if err != nil {
+			// End of file: the worker closed its end, or is gone, which its pidfd tells. Garbage: there is no use in
+			// listening on.
+			if ctx.Err() == nil {
+				w.pool.log.Debug("worker's channel ended", zap.Int("pid", w.proc.PID()), zap.Error(err))
+			}
+			return
+		}
+		w.tellOwner(ctx, m)
+	}
+}
+
+func (w *worker) readNotify(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() { _ = w.notify.SetReadDeadline(longAgo) })
+	defer func() {
+		if stop() {
+			return
+		}
+		_ = w.notify.SetReadDeadline(never)
+	}()
+	for {
+		m, err := w.notify.Receive()
+		switch {
+		case errors.Is(err, notify.ErrForeign):
+			continue
+		case err != nil:
+			return
+		case !w.pool.cfg.Owns(w.proc.PID(), m.PID):
+			w.pool.log.Warn("notify message from a stranger ignored", zap.Int("pid", m.PID), zap.Int("worker_pid", w.proc.PID()))
+			continue
+		}
+		w.tellOwner(ctx, m)
+	}
+}
+

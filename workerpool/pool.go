@@ -1,0 +1,412 @@
+package workerpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"gapless/internal/channel"
+	"gapless/internal/notify"
+	"gapless/internal/pidfd"
+
+	"go.uber.org/zap"
+)
+
+var (
+	never   = time.Time{}
+	longAgo = time.Unix(1, 0)
+)
+
+// DefaultStartTimeout and DefaultDrainTimeout are those of the command line.
+const (
+	DefaultStartTimeout = 60 * time.Second
+	DefaultDrainTimeout = 30 * time.Second
+)
+
+// Config says what a Pool runs and how. Log, Observe and Owns may be nil.
+type Config struct {
+	Generation int
+	Spawner    Spawner
+	Prober     Prober
+	Gate       Gate
+	// Launch prepares the start of a worker in a slot, whose sockets are already known. The pool adds the
+	// worker's own notify socket, channel and output.
+	Launch func(slot int, sockets []Socket) (Launch, error)
+
+	Readiness    Readiness
+	StartTimeout time.Duration // from a worker's start until it must be ready; 0: no limit
+	StopSignal   syscall.Signal
+
+	Log *zap.Logger
+	// Observe is told of every change of state, under no lock, in the order of the changes of each worker. It must
+	// not block.
+	Observe func(Event)
+	// Owns tells whether a process that wrote to a worker's notify socket belongs to that worker; nil: only the
+	// worker itself does.
+	Owns func(worker, sender int) bool
+	// Random returns numbers from [0,1) for jitter; nil: math/rand.
+	Random func() float64
+}
+
+// Event is a change of a worker's state.
+type Event struct {
+	Info
+	From State
+	Took time.Duration // how long it had been in From
+}
+
+// Pool is the set of workers that one master is responsible for.
+type Pool struct {
+	cfg Config
+	log *zap.Logger
+
+	mu      sync.Mutex
+	slots   []*slot
+	workers map[*worker]struct{}
+	stopped bool          // nothing is started any more
+	frozen  bool          // nothing is started for now
+	thawed  chan struct{} // closed while not frozen
+	empty   chan struct{} // closed and made anew whenever the last worker has gone
+	stopC   chan struct{} // closed when stopped is set
+
+	// spawning is held for reading around a start, so that freezing can wait for starts under way.
+	spawning sync.RWMutex
+	wg       sync.WaitGroup
+}
+
+// slot is a place for one worker of the pool's own generation.
+type slot struct {
+	n        int
+	current  *worker // nil while there is none
+	failures int     // deaths in a row
+}
+
+// New returns an empty Pool.
+func New(cfg Config) *Pool {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.Owns == nil {
+		cfg.Owns = func(worker, sender int) bool { return worker == sender }
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Float64
+	}
+	if cfg.StopSignal == 0 {
+		cfg.StopSignal = syscall.SIGTERM
+	}
+	thawed := make(chan struct{})
+	close(thawed)
+	return &Pool{cfg: cfg, log: cfg.Log, workers: make(map[*worker]struct{}), thawed: thawed, stopC: make(chan struct{})}
+}
+
+func (p *Pool) observe(e Event) {
+	if p.cfg.Observe != nil {
+		p.cfg.Observe(e)
+	}
+}
+
+// Start fills n slots and returns when all their workers are ready. On the first that fails, or when ctx ends, it
+// returns the reason and leaves the others running for Kill to end.
+func (p *Pool) Start(ctx context.Context, n int) error {
+	results := make(chan error, n)
+	for i := range n {
+		s := &slot{n: i}
+		p.mu.Lock()
+		p.slots = append(p.slots, s)
+		p.mu.Unlock()
+		p.wg.Go(func() {
+			w, err := p.spawn(s)
+			if err == nil {
+				select {
+				case <-w.ready:
+				case <-w.gone:
+					err = w.failure
+				}
+			}
+			results <- err
+		})
+	}
+	for range n {
+		select {
+		case err := <-results:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// spawn starts a worker in s.
+func (p *Pool) spawn(s *slot) (*worker, error) {
+	p.spawning.RLock()
+	defer p.spawning.RUnlock()
+	p.mu.Lock()
+	refused := p.frozen || p.stopped
+	p.mu.Unlock()
+	if refused {
+		return nil, ErrFrozen
+	}
+	w, err := p.launch(s.n)
+	if err != nil {
+		return nil, fmt.Errorf("start worker %d: %w", s.n, err)
+	}
+	p.observe(Event{Info: w.info, From: Starting})
+	p.mu.Lock()
+	s.current = w
+	p.workers[w] = struct{}{}
+	ended := p.stopped
+	p.mu.Unlock()
+	w.startReaders()
+	p.wg.Go(w.run)
+	if ended { // the pool was ended between the look and now
+		w.end("the pool has ended")
+	}
+	return w, nil
+}
+
+// launch starts a process with all that belongs to it.
+func (p *Pool) launch(slot int) (w *worker, err error) {
+	sockets, err := p.cfg.Gate.Sockets(slot)
+	if err != nil {
+		return nil, err
+	}
+	info := Info{ID: ID{Slot: slot, Generation: p.cfg.Generation}, State: Starting}
+	var inodes []uint64
+	for _, s := range sockets {
+		info.Lanes = append(info.Lanes, s.Lane)
+		info.Sockets = append(info.Sockets, s.Name)
+		inodes = append(inodes, s.Inode)
+	}
+	var cleanup []func()
+	defer func() {
+		if err != nil {
+			for _, f := range cleanup {
+				f()
+			}
+			p.cfg.Gate.Release(info)
+		}
+	}()
+	l, err := p.cfg.Launch(slot, sockets)
+	if err != nil {
+		return nil, err
+	}
+	l.Sockets = sockets
+
+	ns, err := notify.Listen()
+	if err == nil {
+		cleanup = append(cleanup, func() { ns.Close() })
+		l.Env = append(l.Env, "NOTIFY_SOCKET="+ns.Address())
+	} else if p.cfg.Readiness.Mode == ReadyNotify {
+		return nil, err
+	}
+	mine, theirs, err := channel.Pair()
+	if err != nil {
+		return nil, fmt.Errorf("worker's channel: %w", err)
+	}
+	defer theirs.Close()
+	ch, err := channel.New(mine)
+	if err != nil {
+		return nil, err
+	}
+	cleanup = append(cleanup, func() { ch.Close() })
+	l.Extra = append(l.Extra, Extra{"GAPLESS_CHANNEL", theirs})
+
+	var heard func()
+	var out *output
+	if p.cfg.Readiness.Mode == ReadyLog {
+		var once sync.Once
+		heard = func() {}
+		var stdout, stderr *os.File
+		out, stdout, stderr, err = newOutput(func(line []byte) {
+			if p.cfg.Readiness.Line.Match(line) {
+				once.Do(func() { heard() })
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		defer stdout.Close()
+		defer stderr.Close()
+		l.Stdout, l.Stderr = stdout, stderr
+	}
+	proc, err := p.cfg.Spawner.Spawn(l)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	info.PID, info.Started, info.Since = proc.PID(), now, now
+	w = newWorker(p, info, proc)
+	w.ch, w.notify, w.out, w.inodes = ch, ns, out, inodes
+	if heard != nil {
+		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
+	}
+	return w, nil
+}
+
+// exited is called by the goroutine of a worker that has gone.
+func (p *Pool) exited(w *worker, was State, status pidfd.Status) {
+	p.mu.Lock()
+	delete(p.workers, w)
+	if len(p.workers) == 0 && p.empty != nil {
+		close(p.empty)
+		p.empty = nil
+	}
+	var s *slot
+	for _, c := range p.slots {
+		if c.current == w {
+			s = c
+		}
+	}
+	restart := s != nil && w.wasUp && !p.stopped
+	if s != nil {
+		s.current = nil
+	}
+	p.mu.Unlock()
+	if !restart {
+		return
+	}
+	p.log.Warn("Worker died; it is replaced", zap.Int("worker", w.info.Slot), zap.Int("pid", w.info.PID),
+		zap.Int("generation", w.info.Generation), zap.String("state", was.String()), zap.String("reason", status.String()))
+	p.wg.Go(func() { p.restart(s, time.Since(w.info.Started)) })
+}
+
+// restart puts new workers into a slot until one becomes ready.
+func (p *Pool) restart(s *slot, lived time.Duration) {
+	for {
+		if lived >= backoffStable {
+			s.failures = 0
+		}
+		s.failures++
+		if !p.pause(backoff(s.failures, p.cfg.Random())) {
+			return
+		}
+		w, err := p.spawn(s)
+		switch {
+		case errors.Is(err, ErrFrozen):
+			continue // pause waits for the thaw, or ends
+		case err != nil:
+			p.log.Error("Worker cannot be started; trying again", zap.Int("worker", s.n), zap.Error(err))
+			continue
+		}
+		select {
+		case <-w.ready:
+			return
+		case <-w.gone:
+			lived = time.Since(w.info.Started)
+			p.log.Error("Worker did not become ready; trying again", zap.Int("worker", s.n), zap.Error(w.failure))
+		}
+	}
+}
+
+// pause waits for d, and while the pool is frozen; false: the pool has stopped.
+func (p *Pool) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-p.stopC:
+		return false
+	}
+	p.mu.Lock()
+	thawed := p.thawed
+	p.mu.Unlock()
+	select {
+	case <-thawed:
+		return true
+	case <-p.stopC:
+		return false
+	}
+}
+
+// stop ends all starting and restarting.
+func (p *Pool) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.stopped {
+		p.stopped = true
+		close(p.stopC)
+	}
+}
+
+// all returns the workers that match.
+func (p *Pool) all(match func(Info) bool) []*worker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var ws []*worker
+	for w := range p.workers {
+		if match == nil || match(w.snapshot()) {
+			ws = append(ws, w)
+		}
+	}
+	return ws
+}
+
+// DrainOthers orders the workers of other generations, the adopted ones, to drain.
+func (p *Pool) DrainOthers(o Order) {
+	for _, w := range p.all(func(i Info) bool { return i.Generation != p.cfg.Generation }) {
+		if !w.isTold() {
+			w.order(o)
+		}
+	}
+}
+
+// DrainAll stops the pool: nothing is started any more and all workers drain. Empty tells when they are gone.
+func (p *Pool) DrainAll(o Order) {
+	p.stop()
+	for _, w := range p.all(nil) {
+		w.order(o)
+	}
+}
+
+// Kill stops the pool and ends all its workers at once.
+func (p *Pool) Kill(reason string) {
+	p.stop()
+	for _, w := range p.all(nil) {
+		w.end(reason)
+	}
+}
+
+// SignalAll sends sig to the workers for which wants returns true (nil: to all).
+func (p *Pool) SignalAll(sig syscall.Signal, wants func(pid int) bool) {
+	for _, w := range p.all(nil) {
+		if wants == nil || wants(w.proc.PID()) {
+			_ = w.proc.Signal(sig) // one that has just ended needs none
+		}
+	}
+}
+
+// Empty is closed when no worker is left.
+func (p *Pool) Empty() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.workers) == 0 {
+		c := make(chan struct{})
+		close(c)
+		return c
+	}
+	if p.empty == nil {
+		p.empty = make(chan struct{})
+	}
+	return p.empty
+}
+
+// Wait returns when all goroutines of a stopped pool have ended.
+func (p *Pool) Wait() { p.wg.Wait() }
+
+// Workers returns what is known of every worker, in no order.
+func (p *Pool) Workers() []Info {
+	var infos []Info
+	for _, w := range p.all(nil) {
+		infos = append(infos, w.snapshot())
+	}
+	return infos
+}

@@ -1,0 +1,393 @@
+package workerpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"gapless/internal/channel"
+	"gapless/internal/notify"
+
+	"go.uber.org/zap"
+)
+
+// ID names a worker in logs and errors.
+type ID struct {
+	Slot       int `json:"slot"`
+	Generation int `json:"generation"`
+	PID        int `json:"pid"`
+}
+
+func (id ID) String() string { return fmt.Sprintf("%d (pid %d)", id.Slot, id.PID) }
+
+// Info is what the Gate and status know of a worker.
+type Info struct {
+	ID
+	Lanes   []string  `json:"lanes"`
+	Sockets []string  `json:"sockets,omitempty"` // names of the sockets, for its queue
+	State   State     `json:"state"`
+	Since   time.Time `json:"since"`
+	Started time.Time `json:"started"`
+	Reason  string    `json:"reason,omitempty"` // why it is in its state
+	Handoff bool      `json:"handoff"`          // it takes handed-over connections
+
+	InFlight    int `json:"in_flight"` // what a draining worker last said
+	Connections int `json:"connections"`
+	Handed      int `json:"handed"`
+}
+
+// Order is the order to drain.
+type Order struct {
+	Reason  string
+	Timeout time.Duration // from the stop signal to KILL; 0: no limit
+	Extra   time.Duration // granted to a worker that knows the channel while bytes still move
+	Spread  time.Duration // over which it spreads the close frames of its WebSockets
+	// Queue returns the sending end of the queue that takes the idle connections of a worker that knows the channel,
+	// or nil. It is called when the worker is told, and the file stays the callee's.
+	Queue func() *os.File
+}
+
+// worker is one process and the goroutine that owns it.
+type worker struct {
+	pool   *Pool
+	proc   Process
+	ch     *channel.Conn  // nil: it has none (adopted from a master that gave none)
+	notify *notify.Socket // nil likewise
+	out    *output        // nil: it writes where gapless writes
+	inodes []uint64
+
+	mu   sync.Mutex // guards info and deadline, which others read
+	info Info
+	told bool // it has got its order to drain
+	due  time.Time
+
+	takesDrain bool // its goroutine's
+
+	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
+	orders  chan Order    // of the owner of the pool; buffered, the first counts
+	kill    chan string   // end it now, with the reason; buffered
+	ready   chan struct{} // closed when it is ready
+	gone    chan struct{} // closed when it has been reaped and its goroutine is over
+	failure error         // why it never was ready; valid after gone
+	wasUp   bool          // it had been ready; valid after gone
+
+	readers sync.WaitGroup
+	stopRd  context.CancelFunc
+}
+
+// groupPoll is how often the members of a group are looked for that outlived their leader: nothing tells of their end.
+const groupPoll = 10 * time.Millisecond
+
+// matched says that a line of the worker's output matched --ready log=.
+type matched struct{}
+
+func newWorker(p *Pool, info Info, proc Process) *worker {
+	return &worker{
+		pool: p, proc: proc, info: info,
+		said: make(chan any, 16), orders: make(chan Order, 1), kill: make(chan string, 1),
+		ready: make(chan struct{}), gone: make(chan struct{}),
+	}
+}
+
+// snapshot returns what is known of the worker now.
+func (w *worker) snapshot() Info {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.info
+}
+
+// to is the only writer of a worker's state.
+func (w *worker) to(next State, reason string) {
+	w.mu.Lock()
+	prev := w.info.State
+	if !prev.mayBecome(next) {
+		id := w.info.ID
+		w.mu.Unlock()
+		// Every caller looks first, so this is a mistake in this package; the worker itself goes on.
+		w.pool.log.DPanic("impossible move", zap.Error(&TransitionError{id, prev, next}))
+		return
+	}
+	now := time.Now()
+	took := now.Sub(w.info.Since)
+	w.info.State, w.info.Since, w.info.Reason = next, now, reason
+	info := w.info
+	w.mu.Unlock()
+	w.pool.observe(Event{Info: info, From: prev, Took: took})
+}
+
+// order asks the worker to drain. Only the first order counts.
+func (w *worker) order(o Order) {
+	select {
+	case w.orders <- o:
+	default:
+	}
+}
+
+// end asks for the worker's immediate end.
+func (w *worker) end(reason string) {
+	select {
+	case w.kill <- reason:
+	default:
+	}
+}
+
+// run owns the worker until it is gone.
+func (w *worker) run() {
+	defer close(w.gone)
+	var (
+		cfg       = &w.pool.cfg
+		settled   chan struct{} // closed when the gate has withdrawn the worker
+		order     *Order
+		dueC      <-chan time.Time
+		started   = w.info.Started
+		startC    <-chan time.Time
+		probeC    <-chan time.Time
+		probeErrs int
+	)
+	if w.snapshot().State == Starting && !w.isTold() {
+		if cfg.StartTimeout > 0 {
+			t := time.NewTimer(time.Until(started.Add(cfg.StartTimeout)))
+			defer t.Stop()
+			startC = t.C
+		}
+		switch cfg.Readiness.Mode {
+		case ReadyAuto:
+			probeC = time.After(probeEvery(0))
+		case ReadyDelay:
+			probeC = time.After(time.Until(started.Add(cfg.Readiness.Delay)))
+		case ReadyNotify, ReadyLog:
+		}
+	}
+	if !w.due.IsZero() { // adopted in the middle of its drain
+		dueC = time.After(time.Until(w.due))
+	}
+	for {
+		select {
+		case <-w.proc.Done():
+			w.exited()
+			return
+
+		case said := <-w.said:
+			if w.hear(said) {
+				probeC, startC = nil, nil
+				w.becomeReady("it said so")
+			}
+
+		case <-probeC:
+			if w.snapshot().State != Starting {
+				probeC = nil
+				continue
+			}
+			if cfg.Readiness.Mode == ReadyDelay {
+				probeC, startC = nil, nil
+				w.becomeReady("its delay is over")
+				continue
+			}
+			yes, how, err := cfg.Prober.Waiting(w.proc.PID(), w.inodes)
+			switch {
+			case yes:
+				probeC, startC = nil, nil
+				w.becomeReady(how)
+			case err != nil && isClosed(w.proc.Done()):
+			case err != nil:
+				// One unreadable moment is normal while a process becomes another one; a lasting one is an answer.
+				if probeErrs++; probeErrs > 100 {
+					w.fail(fmt.Errorf("%w: %w; say with --ready how to tell", ErrNoEvidence, err))
+				}
+				fallthrough
+			default:
+				probeC = time.After(probeEvery(time.Since(started)))
+			}
+
+		case <-startC:
+			startC, probeC = nil, nil
+			w.fail(fmt.Errorf("%w: %s after %v: %s", ErrNotReady, w.snapshot().State, cfg.StartTimeout, cfg.Readiness.hint()))
+
+		case o := <-w.orders:
+			if st := w.snapshot().State; order != nil || (st != Starting && st != Ready && st != Draining) {
+				continue
+			}
+			order, probeC, startC = &o, nil, nil
+			if w.snapshot().State != Draining {
+				w.to(Draining, o.Reason)
+			}
+			settled = make(chan struct{})
+			w.pool.wg.Go(func() {
+				defer close(settled)
+				cfg.Gate.Withdraw(w.snapshot())
+			})
+
+		case <-settled:
+			settled = nil
+			if d := w.tell(*order); d > 0 {
+				dueC = time.After(d)
+			}
+
+		case <-dueC:
+			dueC = nil
+			w.killNow(fmt.Sprintf("its time to drain was over: %s", w.holding()))
+
+		case reason := <-w.kill:
+			w.killNow(reason)
+		}
+	}
+}
+
+func (w *worker) isTold() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.told
+}
+
+func (w *worker) becomeReady(how string) {
+	if err := w.pool.cfg.Gate.Admit(w.snapshot()); err != nil {
+		w.fail(fmt.Errorf("give it new connections: %w", err))
+		return
+	}
+	w.wasUp = true
+	w.to(Ready, how)
+	close(w.ready)
+}
+
+// fail ends a worker that cannot become ready.
+func (w *worker) fail(err error) {
+	w.failure = &StartError{Worker: w.snapshot().ID, Tail: w.out.lastLines(), Err: err}
+	w.killNow(err.Error())
+}
+
+// killNow ends the worker and its process group.
+func (w *worker) killNow(reason string) {
+	if w.snapshot().State == Killing {
+		return
+	}
+	w.to(Killing, reason)
+	if err := w.proc.SignalGroup(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		w.pool.log.Warn("worker cannot be killed", zap.Int("pid", w.proc.PID()), zap.Error(err))
+	}
+}
+
+// hear takes what a reader heard and tells whether it makes a starting worker ready.
+func (w *worker) hear(said any) bool {
+	ready := false
+	switch m := said.(type) {
+	case channel.Ready:
+		w.takesDrain = m.Drain
+		w.mu.Lock()
+		w.info.Handoff = m.Handoff
+		w.mu.Unlock()
+		ready = true
+	case channel.Status:
+		w.mu.Lock()
+		w.info.InFlight, w.info.Connections, w.info.Handed = m.InFlight, m.Connections, m.Handed
+		w.mu.Unlock()
+	case notify.Message:
+		ready = m.Ready()
+	case matched:
+		return w.snapshot().State == Starting
+	}
+	mode := w.pool.cfg.Readiness.Mode
+	return ready && (mode == ReadyAuto || mode == ReadyNotify) && w.snapshot().State == Starting
+}
+
+// tell gives a worker that has been withdrawn its order to stop and returns how long it has; 0 is for ever.
+func (w *worker) tell(o Order) time.Duration {
+	var due time.Time
+	limit := o.Timeout
+	if w.takesDrain && limit > 0 {
+		limit += o.Extra
+	}
+	if limit > 0 {
+		due = time.Now().Add(limit)
+	}
+	w.mu.Lock()
+	w.told, w.due = true, due
+	w.mu.Unlock()
+	if w.takesDrain {
+		var queue *os.File
+		if o.Queue != nil && w.snapshot().Handoff {
+			queue = o.Queue()
+		}
+		err := w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Handoff: queue != nil}, queue)
+		if err == nil {
+			return limit
+		}
+		w.pool.log.Warn("worker does not hear its channel; it gets the stop signal", zap.Int("pid", w.proc.PID()), zap.Error(err))
+	}
+	if err := w.proc.Signal(w.pool.cfg.StopSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		w.pool.log.Warn("stop signal cannot be sent", zap.Int("pid", w.proc.PID()), zap.Error(err))
+	}
+	return limit
+}
+
+// holding says what a draining worker still holds, as far as it told.
+func (w *worker) holding() string {
+	i := w.snapshot()
+	if !w.takesDrain {
+		return "it does not say what it still holds"
+	}
+	return fmt.Sprintf("%d requests in flight, %d connections open", i.InFlight, i.Connections)
+}
+
+// exited follows the end of the process.
+func (w *worker) exited() {
+	info := w.snapshot()
+	status := w.proc.Status()
+	w.leaveNobody(info.State)
+	w.stopReaders()
+	w.drainReaders()
+	if w.out != nil {
+		w.out.finish(time.Second)
+	}
+	if !w.wasUp && w.failure == nil {
+		w.failure = &StartError{Worker: info.ID, Status: status, Tail: w.out.lastLines()}
+	}
+	w.to(Exited, status.String())
+	w.pool.cfg.Gate.Release(w.snapshot())
+	w.close()
+	w.pool.exited(w, info.State, status)
+}
+
+// leaveNobody ends what the process left behind in its group. A leader that was asked to drain may have been a wrapper
+// (sh -c, npm) that died of the signal alone: its server then gets the signal too, and has the rest of the time.
+func (w *worker) leaveNobody(was State) {
+	if was == Draining && w.proc.SignalGroup(w.pool.cfg.StopSignal) == nil {
+		w.pool.log.Debug("worker left processes behind; they drain", zap.Int("pid", w.proc.PID()))
+		poll := time.NewTicker(groupPoll)
+		defer poll.Stop()
+		for w.due.IsZero() || time.Now().Before(w.due) {
+			select {
+			case <-poll.C:
+			case <-w.kill:
+				_ = w.proc.SignalGroup(syscall.SIGKILL)
+				return
+			}
+			if w.proc.SignalGroup(0) != nil {
+				return
+			}
+		}
+	}
+	_ = w.proc.SignalGroup(syscall.SIGKILL) // mostly there is nobody left, which is an error
+}
+
+func (w *worker) close() {
+	if w.ch != nil {
+		w.ch.Close()
+	}
+	if w.notify != nil {
+		w.notify.Close()
+	}
+	w.proc.Close()
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
