@@ -113,6 +113,9 @@ func (c *Conn) Receive(v any) ([]*os.File, error) {
 // read stays for the next reader, which may be another process.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.uc.SetReadDeadline(t) }
 
+// SetWriteDeadline bounds a Send to a process that does not read.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.uc.SetWriteDeadline(t) }
+
 // File returns a duplicate of the connection's descriptor, to hand it to another process.
 func (c *Conn) File() (*os.File, error) { return Dup(c.uc, "packet") }
 

@@ -1,0 +1,255 @@
+package upgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"gapless/internal/packet"
+)
+
+// DefaultHelloTimeout is how long a new master may take until its first word. Starting a Go program takes
+// milliseconds; a binary that takes longer is not gapless, or hangs.
+const DefaultHelloTimeout = 20 * time.Second
+
+// The times around the end of an attempt.
+const (
+	abortGrace    = time.Second      // for an aborted generation to end itself
+	commitTimeout = 10 * time.Second // from the freeze until the new master has taken charge
+	phaseSlack    = 5 * time.Second  // beyond a phase's own limit, which the new master keeps by itself
+)
+
+// Owner is the master in charge, as an Attempt sees it. The methods are called from the goroutine of Run.
+type Owner interface {
+	// Lanes opens or reuses lanes for the new generation. The files stay the owner's.
+	Lanes(address string, count int) (names []string, files []*os.File, err error)
+	// Progress is told of each step.
+	Progress(Progress)
+	// Freeze stops the owner where it is and returns what it leaves. The files become the attempt's.
+	Freeze() ([]Parcel, error)
+	// Thaw follows a Freeze whose commit failed: the owner goes on.
+	Thaw()
+}
+
+// Attempt is one upgrade, seen from the master in charge: a transaction that either ends with the new master in charge,
+// or with the new generation gone and nothing changed.
+type Attempt struct {
+	Handover Handover
+	Owner    Owner
+	Offer    Offer
+	// End ends what is left of the new generation, whose master had the given PID (0: unknown). It is called after
+	// every failure, and must return only when all is gone.
+	End func(pid int)
+	// Hello is the time until the new master's first word; 0: DefaultHelloTimeout.
+	Hello time.Duration
+
+	conn     *packet.Conn
+	pid      int
+	phase    Phase
+	deadline *time.Timer
+	frozen   bool
+}
+
+// Run performs the upgrade. With nil the new master is in charge, and the caller must exit at once. Otherwise the error
+// is an *AbortError.
+func (a *Attempt) Run(ctx context.Context) error {
+	a.phase = PhaseMaster
+	a.Offer.Version = protocolVersion
+	mine, theirs, err := packet.Pair()
+	if err != nil {
+		return a.aborted(err.Error(), nil, err)
+	}
+	if a.conn, err = packet.New(mine); err != nil {
+		theirs.Close()
+		return a.aborted(err.Error(), nil, err)
+	}
+	defer a.conn.Close()
+	// Our own copy of the new master's end: the last word on it is ours, and says that nothing comes after.
+	err = a.Handover.AddFile(successorFile, theirs)
+	own, ownErr := packet.New(theirs)
+	if err = errors.Join(err, ownErr); err != nil {
+		return a.aborted(err.Error(), nil, err)
+	}
+	defer own.Close()
+	if err := send(a.conn, wire{Kind: kindOffer, Offer: &a.Offer}); err != nil {
+		return a.aborted(err.Error(), nil, err)
+	}
+
+	heard := make(chan wire)
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		defer close(heard)
+		for {
+			w, err := receive(a.conn)
+			if err != nil || w.Kind == kindEnd {
+				return
+			}
+			heard <- w
+		}
+	}()
+	upgraded := make(chan error, 1)
+	go func() { upgraded <- a.Handover.Upgrade() }()
+
+	end := sync.OnceFunc(func() { _ = send(own, wire{Kind: kindEnd}) })
+	err = a.drive(ctx, heard, upgraded, end)
+	// Whatever the outcome, the reader ends before we return.
+	end()
+	for w := range heard {
+		packet.CloseAll(w.files)
+	}
+	<-reading
+	return err
+}
+
+// drive is the attempt's one loop.
+func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan error, end func()) error {
+	hello := a.Hello
+	if hello <= 0 {
+		hello = DefaultHelloTimeout
+	}
+	a.deadline = time.NewTimer(hello)
+	defer a.deadline.Stop()
+	var failed *failure // what the new master said of its end
+	var cause error     // why we end it
+	var kill <-chan time.Time
+	listen := heard
+	give := func(reason error) {
+		if cause == nil {
+			cause = reason
+			_ = send(a.conn, wire{Kind: kindAbort, Reason: reason.Error()})
+			kill = time.After(abortGrace)
+		}
+	}
+	for {
+		select {
+		case err := <-upgraded:
+			if err == nil {
+				return nil
+			}
+			// The new master has ended, or never began. Its last words may still be on the way to us.
+			end()
+			for w := range heard {
+				packet.CloseAll(w.files)
+				if w.Kind == kindFailure {
+					failed = w.Failure
+				}
+			}
+			return a.failed(failed, cause, err)
+
+		case w, ok := <-listen:
+			if !ok {
+				listen = nil // the channel broke; tableflip will tell of the process
+				continue
+			}
+			packet.CloseAll(w.files)
+			switch w.Kind {
+			case kindFailure:
+				failed = w.Failure
+			case kindProgress:
+				if w.Progress != nil {
+					a.progress(*w.Progress)
+				}
+			case kindLanes:
+				if err := a.lanes(w.Lanes); err != nil {
+					give(err)
+				}
+			case kindReady:
+				if cause != nil {
+					continue
+				}
+				if err := a.commit(); err != nil {
+					give(err)
+				}
+			}
+
+		case <-a.deadline.C:
+			give(fmt.Errorf("no end of it in time: %w", context.DeadlineExceeded))
+
+		case <-kill:
+			kill = nil
+			a.End(a.pid)
+
+		case <-ctx.Done():
+			give(context.Cause(ctx))
+			ctx = context.Background()
+		}
+	}
+}
+
+func (a *Attempt) progress(p Progress) {
+	if p.PID != 0 {
+		a.pid = p.PID
+	}
+	if p.Phase != a.phase {
+		a.phase = p.Phase
+		if p.Limit > 0 {
+			a.deadline.Reset(p.Limit + phaseSlack)
+		} else {
+			a.deadline.Stop()
+		}
+	}
+	a.Owner.Progress(p)
+}
+
+func (a *Attempt) lanes(r *laneRequest) error {
+	if r == nil {
+		return errors.New("a request for lanes without an address")
+	}
+	names, files, err := a.Owner.Lanes(r.Address, r.Count)
+	if err != nil {
+		return send(a.conn, wire{Kind: kindRefused, Reason: err.Error()})
+	}
+	return sendLanes(a.conn, names, files)
+}
+
+// commit freezes the owner and sends all that it leaves. From the last packet on the new master may take charge.
+func (a *Attempt) commit() error {
+	a.phase = PhaseCommit
+	a.deadline.Reset(commitTimeout)
+	a.Owner.Progress(Progress{Phase: PhaseCommit})
+	a.frozen = true
+	parcels, err := a.Owner.Freeze()
+	defer func() {
+		for _, p := range parcels {
+			packet.CloseAll(p.Files)
+		}
+	}()
+	if err != nil {
+		return fmt.Errorf("freeze generation: %w", err)
+	}
+	if err := a.conn.SetWriteDeadline(time.Now().Add(commitTimeout)); err != nil {
+		return err
+	}
+	for _, p := range parcels {
+		if err := send(a.conn, wire{Kind: kindParcel, Parcel: p.Kind, Data: p.Data, files: p.Files}); err != nil {
+			return err
+		}
+	}
+	return send(a.conn, wire{Kind: kindCommit})
+}
+
+// failed ends an attempt whose master has gone: all that it started goes too, and the owner goes on.
+func (a *Attempt) failed(f *failure, cause, err error) error {
+	a.End(a.pid)
+	if a.frozen {
+		a.Owner.Thaw()
+	}
+	switch {
+	case f != nil:
+		a.phase = f.Phase
+		return a.aborted(f.Reason, f.Tail, err)
+	case cause != nil:
+		return a.aborted(cause.Error(), nil, cause)
+	default:
+		return a.aborted(strings.TrimPrefix(err.Error(), "can't start child: "), nil, err)
+	}
+}
+
+func (a *Attempt) aborted(reason string, tail []string, err error) error {
+	return &AbortError{Generation: a.Offer.Generation, PID: a.pid, Phase: a.phase, Reason: reason, Tail: tail, Err: err}
+}
