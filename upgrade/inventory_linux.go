@@ -1,0 +1,309 @@
+package upgrade
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// withFd lends a file's descriptor without File.Fd's habit of changing the blocking mode of every holder.
+func withFd(file *os.File, use func(fd int) error) error {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var useErr error
+	if err := conn.Control(func(fd uintptr) { useErr = use(int(fd)) }); err != nil {
+		return err
+	}
+	return useErr
+}
+
+// open opens what an address needs at its claim and completes the group: the resolved address and the mode in force. It
+// returns the sockets in the order in which they joined the kernel's group. Exactly one unless the address is foreign.
+func (inv *Inventory) open(g *group) ([]*os.File, error) {
+	switch g.address.Network {
+	case NetworkTCP:
+		file, err := inv.openTCP(g)
+		if err != nil {
+			return nil, err
+		}
+		return []*os.File{file}, nil
+	case NetworkUnix:
+		g.plain("unix sockets cannot be steered")
+		file, err := openUnix(g.address.Addr)
+		if err != nil {
+			return nil, inv.explain(g.address, err)
+		}
+		if !strings.HasPrefix(g.address.Addr, "@") {
+			g.fileInode = fileInode(g.address.Addr)
+		}
+		return []*os.File{file}, nil
+	case NetworkFD:
+		return inv.openForeign(g)
+	default:
+		return nil, fmt.Errorf("%w: network %q of %s is none of tcp, unix, fd", ErrBadAddress, g.address.Network, g.address.Name)
+	}
+}
+
+// plain records that a group cannot be steered and why. The first reason counts.
+func (g *group) plain(reason string) {
+	if g.mode != ModePlain {
+		g.mode, g.reason = ModePlain, reason
+	}
+}
+
+func (inv *Inventory) openTCP(g *group) (*os.File, error) {
+	sa, err := socketAddress(g.address.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("%w %q: %w", ErrBadAddress, g.address.Addr, err)
+	}
+	file, err := listenTCP(sa, claimExclusively, g.mode != ModePlain)
+	if v6, ok := sa.(*unix.SockaddrInet6); ok && isWildcard(v6) && errors.Is(err, unix.EAFNOSUPPORT) {
+		sa = &unix.SockaddrInet4{Port: v6.Port} // a kernel without IPv6 serves "every address" all the same
+		file, err = listenTCP(sa, claimExclusively, g.mode != ModePlain)
+	}
+	var refused *attachError
+	if errors.As(err, &refused) {
+		g.plain(refused.Error())
+		file, err = listenTCP(sa, claimExclusively, false)
+	}
+	if err != nil {
+		return nil, inv.explain(g.address, err)
+	}
+	resolved, err := localAddress(file)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen at %s: %w", g.address, err), file.Close())
+	}
+	g.address.Addr = resolved
+	return file, nil
+}
+
+// explain turns what the kernel said about an address into a line that names the mend.
+func (inv *Inventory) explain(addr Address, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		by := inv.owner(addr.Network, addr.Addr)
+		if by == "" {
+			by = "another process"
+		}
+		return fmt.Errorf("listen at %s: %w by %s: stop it or choose another address", addr, ErrAddressInUse, by)
+	case errors.Is(err, unix.EACCES) && addr.Network == NetworkTCP:
+		return fmt.Errorf("listen at %s: %w: choose a port above 1023, or grant CAP_NET_BIND_SERVICE", addr, err)
+	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
+		return fmt.Errorf("listen at %s: %w: choose a directory that this user may write to", addr, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("listen at %s: %w: choose an address that this machine has", addr, err)
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("listen at %s: %w: create its directory first", addr, err)
+	default:
+		return fmt.Errorf("listen at %s: %w", addr, err)
+	}
+}
+
+// attachError says that the kernel took the socket but not the program.
+type attachError struct{ err error }
+
+func (e *attachError) Error() string { return "the kernel refuses the program: " + e.err.Error() }
+func (e *attachError) Unwrap() error { return e.err }
+
+// How a socket joins its SO_REUSEPORT group.
+const (
+	claimExclusively = false // alone: a socket that is there already, of any group, is EADDRINUSE
+	joinSiblings     = true
+)
+
+// listenTCP opens a listening socket. A socket that claims its address exclusively is bound before SO_REUSEPORT is set:
+// so a second gapless of the same user is refused instead of joining the group. With steer, it may get siblings and
+// already carries the program that gives everything to index 0, itself, so that siblings get nothing unasked.
+//
+// The *os.File is made while the socket still blocks: it then stays out of the runtime's poller, which would else wake
+// this process for each connection that arrives for a worker.
+func listenTCP(sa unix.Sockaddr, join, steer bool) (*os.File, error) {
+	family := unix.AF_INET
+	if _, ok := sa.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP) // never IPPROTO_MPTCP
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := listenOn(fd, sa, join, steer); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return newFile(fd)
+}
+
+func listenOn(fd int, sa unix.Sockaddr, join, steer bool) error {
+	options := []option{{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}, {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}}
+	if v6, ok := sa.(*unix.SockaddrInet6); ok {
+		only := 1
+		if isWildcard(v6) {
+			only = 0
+		}
+		options = append(options, option{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only})
+	}
+	if join {
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+	}
+	if err := setOptions(fd, options); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	if steer && !join {
+		if err := setOptions(fd, []option{{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}}); err != nil {
+			return err
+		}
+	}
+	if err := unix.Listen(fd, somaxconn()); err != nil {
+		return os.NewSyscallError("listen", err)
+	}
+	if !steer || join {
+		return nil
+	}
+	first, err := program([]target{{index: 0, weight: 1}}, -1)
+	if err != nil {
+		return err
+	}
+	if err := attachFd(fd, first); err != nil {
+		return &attachError{err}
+	}
+	return nil
+}
+
+type option struct{ level, name, value int }
+
+func setOptions(fd int, options []option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return nil
+}
+
+// newFile wraps a blocking socket and makes it non-blocking. It owns fd.
+func newFile(fd int) (*os.File, error) {
+	file := os.NewFile(uintptr(fd), "listener")
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(os.NewSyscallError("fcntl", err), file.Close())
+	}
+	return file, nil
+}
+
+// openSibling opens another socket of the group that first belongs to. It gets no connection, as the group's program
+// does not name it yet.
+func openSibling(addr Address, first *os.File) (*os.File, error) {
+	var sa unix.Sockaddr
+	err := withFd(first, func(fd int) error {
+		var err error
+		if sa, err = unix.Getsockname(fd); err != nil {
+			return os.NewSyscallError("getsockname", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	file, err := listenTCP(sa, joinSiblings, true)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", addr, err)
+	}
+	return file, nil
+}
+
+// socketAddress returns the kernel's form of a canonical IP:PORT.
+func socketAddress(addr string) (unix.Sockaddr, error) {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if ap.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}, nil
+	}
+	sa := &unix.SockaddrInet6{Port: int(ap.Port()), Addr: ap.Addr().As16()}
+	if zone := ap.Addr().Zone(); zone != "" {
+		if number, err := strconv.ParseUint(zone, 10, 32); err == nil {
+			sa.ZoneId = uint32(number)
+		} else {
+			device, err := net.InterfaceByName(zone)
+			if err != nil {
+				return nil, fmt.Errorf("network device %s: %w", zone, err)
+			}
+			sa.ZoneId = uint32(device.Index)
+		}
+	}
+	return sa, nil
+}
+
+func isWildcard(sa *unix.SockaddrInet6) bool { return sa.Addr == [16]byte{} }
+
+// localAddress returns the canonical IP:PORT that a socket is bound to.
+func localAddress(file *os.File) (string, error) {
+	var text string
+	err := withFd(file, func(fd int) error {
+		sa, err := unix.Getsockname(fd)
+		if err != nil {
+			return os.NewSyscallError("getsockname", err)
+		}
+		switch sa := sa.(type) {
+		case *unix.SockaddrInet4:
+			text = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+		case *unix.SockaddrInet6:
+			ip := netip.AddrFrom16(sa.Addr)
+			if sa.ZoneId != 0 {
+				zone := strconv.FormatUint(uint64(sa.ZoneId), 10)
+				if device, err := net.InterfaceByIndex(int(sa.ZoneId)); err == nil {
+					zone = device.Name
+				}
+				ip = ip.WithZone(zone)
+			}
+			text = netip.AddrPortFrom(ip, uint16(sa.Port)).String()
+		default:
+			return fmt.Errorf("the socket is not of IPv4 or IPv6 but %T", sa)
+		}
+		return nil
+	})
+	return text, err
+}
+
+// somaxconn is the largest backlog that the kernel grants.
+func somaxconn() int {
+	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n > 0 {
+			return min(n, 1<<16-1)
+		}
+	}
+	return unix.SOMAXCONN
+}
+
+func socketInode(file *os.File) (uint64, error) {
+	var st unix.Stat_t
+	err := withFd(file, func(fd int) error { return os.NewSyscallError("fstat", unix.Fstat(fd, &st)) })
+	if err != nil {
+		return 0, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return 0, errors.New("the descriptor is not a socket")
+	}
+	return st.Ino, nil
+}
+
+// prepareInherited puts a lane that came from another process in order: close-on-exec is lost on the way, and
+// O_NONBLOCK, which belongs to all holders together, may have been cleared by any of them.
+func prepareInherited(file *os.File) error {
+	return withFd(file, func(fd int) error {
+		unix.CloseOnExec(fd)
+		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	})
+}

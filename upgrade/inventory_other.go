@@ -1,0 +1,30 @@
+//go:build !linux
+
+package upgrade
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/net/bpf"
+)
+
+// Elsewhere than on Linux gapless only builds: no address can be claimed.
+
+var errNoListen = fmt.Errorf("gapless run: %w: use Linux", ErrNotSupported)
+
+const tcpListening = 10
+
+type reading struct {
+	state          uint8
+	queue, backlog int
+}
+
+func (inv *Inventory) open(*group) ([]*os.File, error) { return nil, errNoListen }
+func openSibling(Address, *os.File) (*os.File, error)  { return nil, errNoListen }
+func socketInode(*os.File) (uint64, error)             { return 0, errNoListen }
+func prepareInherited(*os.File) error                  { return errNoListen }
+func fileInode(string) uint64                          { return 0 }
+func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }
+func waitProgram()                                     {}
+func read(*os.File) (reading, error)                   { return reading{}, errNoListen }
