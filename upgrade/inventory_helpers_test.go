@@ -147,8 +147,14 @@ func who(t *testing.T, addr Address) string {
 	return name
 }
 
-func ask(addr Address) (string, error) {
+func ask(addr Address) (string, error) { return askFrom(addr, "") }
+
+// askFrom asks from a local IP address, any if it is "".
+func askFrom(addr Address, local string) (string, error) {
 	d := net.Dialer{Timeout: 10 * time.Second}
+	if local != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(local)}
+	}
 	c, err := d.DialContext(context.Background(), addr.Network, addr.Addr)
 	if err != nil {
 		return "", err
