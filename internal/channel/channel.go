@@ -25,6 +25,10 @@ const (
 	MaxPacket = 64 << 10
 )
 
+// ErrPacket is wrapped by the errors for packets that cannot be read. The
+// channel can still be used after one.
+var ErrPacket = errors.New("bad channel packet")
+
 // ErrUnknownType is what Decode returns for a packet that is well-formed and
 // of a type that this version does not know. Receive passes over those.
 var ErrUnknownType = errors.New("unknown packet type")
@@ -54,6 +58,7 @@ type Drain struct {
 	Extra    time.Duration // granted beyond Deadline while bytes still move
 	Spread   time.Duration // over which the close frames of WebSockets are spread before Deadline
 	Handoff  bool
+	Stop     bool // nobody takes over: idle connections are waited for a second only
 }
 
 func (Ready) kind() string  { return "ready" }
@@ -65,6 +70,7 @@ type drainWire struct {
 	ExtraMS    int64 `json:"extra_ms"`
 	SpreadMS   int64 `json:"spread_ms"`
 	Handoff    bool  `json:"handoff"`
+	Stop       bool  `json:"stop"`
 }
 
 // Encode returns the packet for m.
@@ -85,7 +91,7 @@ func Encode(m Message) ([]byte, error) {
 		v = struct {
 			Type string `json:"type"`
 			drainWire
-		}{m.kind(), drainWire{m.Deadline.Milliseconds(), m.Extra.Milliseconds(), m.Spread.Milliseconds(), m.Handoff}}
+		}{m.kind(), drainWire{m.Deadline.Milliseconds(), m.Extra.Milliseconds(), m.Spread.Milliseconds(), m.Handoff, m.Stop}}
 	default:
 		return nil, fmt.Errorf("encode channel packet %T: %w", m, ErrUnknownType)
 	}
@@ -105,7 +111,7 @@ func Decode(p []byte) (Message, error) {
 		Type string `json:"type"`
 	}
 	if err := json.Unmarshal(p, &head); err != nil {
-		return nil, fmt.Errorf("decode channel packet: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrPacket, err)
 	}
 	var err error
 	var m Message
@@ -121,12 +127,12 @@ func Decode(p []byte) (Message, error) {
 	case "drain":
 		var v drainWire
 		err = json.Unmarshal(p, &v)
-		m = Drain{duration(v.DeadlineMS), duration(v.ExtraMS), duration(v.SpreadMS), v.Handoff}
+		m = Drain{duration(v.DeadlineMS), duration(v.ExtraMS), duration(v.SpreadMS), v.Handoff, v.Stop}
 	default:
 		return nil, fmt.Errorf("decode channel packet %q: %w", head.Type, ErrUnknownType)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("decode channel packet %q: %w", head.Type, err)
+		return nil, fmt.Errorf("%w: %q: %w", ErrPacket, head.Type, err)
 	}
 	return m, nil
 }
@@ -171,8 +177,8 @@ func (c *Conn) Send(m Message, f *os.File) error {
 
 // Receive waits for the next message that this version knows. The file, if
 // there is one, is the caller's. The error is io.EOF when the other side is
-// gone, and ctx's cause when ctx ends first. A packet that cannot be read is
-// an error after which Receive may be called again.
+// gone, and ctx's cause when ctx ends first. After an error that wraps
+// ErrPacket it may be called again.
 func (c *Conn) Receive(ctx context.Context) (Message, *os.File, error) {
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
@@ -194,6 +200,9 @@ func (c *Conn) Receive(ctx context.Context) (Message, *os.File, error) {
 	buf := make([]byte, MaxPacket)
 	for {
 		n, fd, err := c.c.Receive(buf)
+		if errors.Is(err, seqpacket.ErrTruncated) {
+			return nil, nil, fmt.Errorf("%w: %w", ErrPacket, err)
+		}
 		if err != nil {
 			if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 				err = context.Cause(ctx)

@@ -1,0 +1,461 @@
+package gapless
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// conn is a connection that net/http serves. It owns what was read ahead, so
+// that at every moment it is known whether a byte of the next request was
+// given to net/http; between two requests the connection can move to another
+// process, and the bytes that were read ahead move with it.
+//
+// The move happens inside Read, on the goroutine that would otherwise wait for
+// the next request, so nobody else can touch the connection meanwhile.
+type conn struct {
+	net.Conn
+	rc  syscall.RawConn
+	srv *server
+	tls bool // what passes here is ciphertext: only idleness is known, no boundary
+
+	mu      sync.Mutex
+	cond    sync.Cond // on mu: the deadline, the scanner or closed changed
+	scan    scanner
+	buf     []byte    // read ahead and not yet given to net/http
+	rd      time.Time // the read deadline that the server wants
+	one     [4]byte   // for reads that must take little, without an allocation
+	first   bool      // net/http serves its first request on it
+	idle    bool      // TLS: between two requests, with nothing read of the next
+	h2      bool      // HTTP/2: only GOAWAY can end it
+	taken   bool      // hijacked
+	busy    bool      // a request is with the program
+	reading bool      // a Read is blocked in the kernel
+	kicked  bool      // the read deadline in force is a kick, not rd
+	gone    bool      // handed off or ended between two requests
+	closed  bool
+}
+
+// tcpConn adds what net/http uses to send files without copying, and what
+// unix connections have not.
+type tcpConn struct{ *conn }
+
+func (c tcpConn) ReadFrom(r io.Reader) (int64, error) {
+	if rf, ok := c.Conn.(io.ReaderFrom); ok {
+		return rf.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.Conn}, r)
+}
+
+// wrapped is implemented by *conn and tcpConn.
+type wrapped interface{ base() *conn }
+
+func (c *conn) base() *conn { return c }
+
+// errGone makes net/http close its side without an answer and without a log
+// line: it takes read errors of this type for a client that went away.
+var errGone error = &net.OpError{Op: "read", Net: "tcp", Err: errors.New("the connection was handed off")}
+
+func newConn(srv *server, nc net.Conn, tls bool) (*conn, error) {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil, errors.New("gapless: the connection has no descriptor")
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: nc, rc: rc, srv: srv, tls: tls, first: true, idle: true}
+	c.cond.L = &c.mu
+	return c, nil
+}
+
+// asNetConn is c as net/http should see it.
+func (c *conn) asNetConn() net.Conn {
+	if _, ok := c.Conn.(*net.TCPConn); ok {
+		return tcpConn{c}
+	}
+	return c
+}
+
+// NetConn is the connection beneath, for a program that hijacked it and needs
+// its very type. What was read ahead is not there but here.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
+// CloseWrite lets net/http end its side and still read, as it does after
+// requests that it refused.
+func (c *conn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// SyscallConn gives access to the descriptor, as net's connections do.
+func (c *conn) SyscallConn() (syscall.RawConn, error) { return c.rc, nil }
+
+// Close closes this process's copy of the connection.
+func (c *conn) Close() error {
+	c.mu.Lock()
+	closed := c.closed
+	c.closed = true
+	c.cond.Broadcast()
+	c.mu.Unlock()
+	err := c.Conn.Close()
+	if !closed {
+		c.srv.forget(c)
+	}
+	return err
+}
+
+// SetDeadline is as in net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+}
+
+// SetReadDeadline is as in net.Conn.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rd = t
+	c.cond.Broadcast()
+	if c.kicked {
+		return nil // the reader puts it in force when it has woken
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// Read is as in net.Conn, except that it never gives bytes of two requests.
+func (c *conn) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if c.gone {
+			return 0, errGone
+		}
+		var n int
+		var err error
+		switch {
+		case c.tls:
+			return c.readTLS(p)
+		case c.scan.phase == phAfter:
+			err = c.watch()
+		case c.atBoundary() && c.leave():
+			return 0, errGone
+		case len(c.buf) > 0:
+			n, err = c.readBuffered(p)
+		default:
+			n, err = c.readKernel(p)
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// atBoundary says whether the connection stands between two requests. What
+// was read ahead may be the beginning of the next.
+func (c *conn) atBoundary() bool { return !c.tls && c.scan.empty() }
+
+// needs is how many bytes must be there before the first is given to
+// net/http. Behind a request it waits for four before it looks at any, so
+// holding back fewer changes nothing, and the connection can still move.
+func (c *conn) needs() int {
+	if c.first || !c.scan.empty() {
+		return 1
+	}
+	return 4
+}
+
+func (c *conn) readBuffered(p []byte) (int, error) {
+	if len(c.buf) < c.needs() {
+		return 0, c.readAhead(c.needs() - len(c.buf))
+	}
+	n := copy(p, c.buf[:c.scan.feed(c.buf[:min(len(p), len(c.buf))])])
+	if c.buf = c.buf[n:]; len(c.buf) == 0 {
+		c.buf = nil
+	}
+	return n, nil
+}
+
+// readKernel reads straight into p, and keeps what net/http must not have yet.
+func (c *conn) readKernel(p []byte) (int, error) {
+	switch c.scan.phase {
+	case phBody:
+		p = p[:min(int64(len(p)), c.scan.left)]
+	case phRaw:
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		return c.Conn.Read(p)
+	}
+	n, err := c.wait(p)
+	if n == 0 {
+		return 0, err
+	}
+	if c.atBoundary() && (n < c.needs() || c.srv.mode.Load() == modeHanding) {
+		c.buf = append(c.buf, p[:n]...)
+		return 0, nil
+	}
+	k := c.scan.feed(p[:n])
+	if k < n {
+		c.buf = append(c.buf, p[k:n]...)
+	}
+	return k, nil
+}
+
+// readAhead waits for up to n bytes, at most four, behind those in buf.
+func (c *conn) readAhead(n int) error {
+	n, err := c.wait(c.one[:n])
+	c.buf = append(c.buf, c.one[:n]...)
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// watch is what a read between the head of a request and the next request is
+// for: to notice that the client is gone. Like net/http it stops to look once
+// a byte has come; that byte is kept.
+func (c *conn) watch() error {
+	if len(c.buf) == 0 {
+		return c.readAhead(1)
+	}
+	if c.closed {
+		return net.ErrClosed
+	}
+	var timer *time.Timer
+	if !c.rd.IsZero() {
+		d := time.Until(c.rd)
+		if d <= 0 {
+			return &net.OpError{Op: "read", Net: "tcp", Err: os.ErrDeadlineExceeded}
+		}
+		timer = time.AfterFunc(d, func() { c.mu.Lock(); c.cond.Broadcast(); c.mu.Unlock() })
+		defer timer.Stop()
+	}
+	c.cond.Wait()
+	return nil
+}
+
+// readTLS passes ciphertext on. Between two requests, with nothing read of the
+// next, a connection can be ended without a loss of what has arrived.
+func (c *conn) readTLS(p []byte) (int, error) {
+	for {
+		if c.idle && !c.h2 && c.srv.mode.Load() == modeEnding && c.kickable() {
+			if n, err := c.tryRead(p); n > 0 || err != nil {
+				c.idle = c.idle && n == 0
+				return n, err
+			}
+			c.gone = true
+			return 0, errGone
+		}
+		n, err := c.wait(p)
+		if n > 0 {
+			c.idle = false
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// kickable says whether the connection waits for a request.
+func (c *conn) kickable() bool {
+	if c.tls {
+		return c.idle && !c.h2
+	}
+	return c.atBoundary()
+}
+
+// wait reads from the kernel with mu released. A kick ends it with no bytes
+// and no error.
+func (c *conn) wait(p []byte) (int, error) {
+	c.reading = true
+	c.mu.Unlock()
+	n, err := c.Conn.Read(p)
+	c.mu.Lock()
+	c.reading = false
+	if c.kicked {
+		c.kicked = false
+		_ = c.Conn.SetReadDeadline(c.rd)
+		if errors.Is(err, os.ErrDeadlineExceeded) && (c.rd.IsZero() || time.Now().Before(c.rd)) {
+			err = nil
+		}
+	}
+	return n, err
+}
+
+// tryRead reads what is there, without waiting.
+func (c *conn) tryRead(p []byte) (int, error) {
+	n, err := 0, error(nil)
+	cerr := c.rc.Read(func(fd uintptr) bool {
+		for {
+			n, err = syscall.Read(int(fd), p)
+			if err != syscall.EINTR {
+				return true
+			}
+		}
+	})
+	switch {
+	case errors.Is(cerr, os.ErrDeadlineExceeded):
+		return 0, nil
+	case cerr != nil:
+		return 0, cerr
+	case err == syscall.EAGAIN:
+		return 0, nil
+	case err != nil:
+		return 0, &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", err)}
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// kick wakes the reader if it waits for a request, so that it sees the
+// server's mode. It reports whether the connection is one that may leave.
+func (c *conn) kick() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone || c.closed || !c.kickable() {
+		return false
+	}
+	if c.reading && !c.kicked {
+		c.kicked = true
+		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+	}
+	return true
+}
+
+// leave lets the connection go, if the server's mode asks for it and it can:
+// to the queue, or, where all ends, for good. It is called between two
+// requests.
+func (c *conn) leave() bool {
+	switch c.srv.mode.Load() {
+	case modeHanding:
+		if !c.srv.handOff(c) {
+			return false
+		}
+	case modeEnding:
+		if len(c.buf) > 0 {
+			return false
+		}
+		if n, err := c.tryRead(c.one[:]); n > 0 || err != nil {
+			c.buf = append(c.buf, c.one[:n]...)
+			return false
+		}
+	default:
+		return false
+	}
+	c.gone = true
+	return true
+}
+
+// began is called by the outermost handler: the head was read, and its body
+// has this length (-1: chunked). It says whether the connection may move when
+// the request is done.
+func (c *conn) began(length int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = true
+	if c.tls {
+		return false
+	}
+	c.scan.body(length)
+	return c.scan.phase != phRaw
+}
+
+// isHTTP2 is called by the outermost handler for a request over HTTP/2.
+func (c *conn) isHTTP2() {
+	c.mu.Lock()
+	c.h2 = true
+	c.mu.Unlock()
+}
+
+// connKind is how a connection ends.
+type connKind uint8
+
+const (
+	kindHTTP1    connKind = iota // between two requests
+	kindHTTP2                    // by GOAWAY
+	kindHijacked                 // as the program likes
+)
+
+func (c *conn) kind() connKind {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kindLocked()
+}
+
+func (c *conn) kindLocked() connKind {
+	switch {
+	case c.taken:
+		return kindHijacked
+	case c.h2 || c.scan.isHTTP2():
+		return kindHTTP2
+	}
+	return kindHTTP1
+}
+
+// finished is called when net/http is done with a request and expects another.
+func (c *conn) finished() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first = false
+	c.idle = true
+	c.busy = false
+	if c.scan.phase != phAfter {
+		// net/http saw the end of a body that the scanner did not see.
+		c.scan.phase = phRaw
+		return
+	}
+	c.scan.next()
+}
+
+// pass makes the connection somebody else's: it is never moved any more.
+func (c *conn) pass() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.scan.phase = phRaw
+	c.taken = true
+	c.idle = false
+	c.cond.Broadcast()
+}
+
+// park waits, before net/http has the connection, for the first bytes of a
+// request, at most until the deadline if there is one. So a connection that
+// came from another process is idle for net/http's IdleTimeout, not new for
+// its ReadHeaderTimeout. It reports false when the connection has left or ended.
+func (c *conn) park(idle time.Duration) bool {
+	if idle > 0 {
+		_ = c.SetReadDeadline(time.Now().Add(idle))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		// The request before may have been a POST elsewhere: net/http forgives
+		// empty lines behind one, and here it would not know.
+		for len(c.buf) > 0 && (c.buf[0] == '\r' || c.buf[0] == '\n') {
+			c.buf = c.buf[1:]
+		}
+		if c.leave() {
+			return false
+		}
+		if len(c.buf) >= len(c.one) {
+			break
+		}
+		if err := c.readAhead(len(c.one) - len(c.buf)); err != nil {
+			return false
+		}
+	}
+	if idle > 0 {
+		c.rd = time.Time{}
+		_ = c.Conn.SetReadDeadline(c.rd)
+	}
+	return true
+}

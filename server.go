@@ -1,0 +1,338 @@
+package gapless
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gapless/internal/handoff"
+)
+
+// The modes of a server, in the order in which a drain goes through them; it
+// may leave some out.
+const (
+	modeServing int32 = iota
+	modeHanding       // connections move to another process between two requests; those that cannot are closed as in modeClosing
+	modeClosing       // every response says Connection: close; idle connections are waited for
+	modeEnding        // as modeClosing, and connections that are idle end
+)
+
+// server is one call of Serve: an http.Server and the connections it serves.
+type server struct {
+	p    *process
+	name string // of the listener; connections move only between servers of one name
+	srv  *http.Server
+	next http.Handler // the program's
+	star bool         // net/http answers OPTIONS *
+	tls  bool
+
+	mode     atomic.Int32
+	inFlight atomic.Int64
+	handed   atomic.Int64
+	out      atomic.Pointer[handoff.Sender]
+	full     atomic.Bool // sending failed and may succeed later
+	broken   atomic.Bool // sending failed and will not succeed
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	changed chan struct{} // receives when a connection has ended; buffered
+
+	parked chan net.Conn // connections from other processes that have become active
+	parks  sync.WaitGroup
+	unpark chan struct{} // closed when nothing is parked and nothing will be
+	dead   chan struct{} // closed when net/http takes no parked connections any more
+}
+
+type connKey struct{}
+
+func newServer(p *process, srv *http.Server, name string, secure bool) *server {
+	s := &server{
+		p: p, name: name, srv: srv, next: srv.Handler, star: !srv.DisableGeneralOptionsHandler, tls: secure,
+		conns: make(map[*conn]struct{}), changed: make(chan struct{}, 1),
+		parked: make(chan net.Conn), unpark: make(chan struct{}), dead: make(chan struct{}),
+	}
+	if s.next == nil {
+		s.next = http.DefaultServeMux
+	}
+	// OPTIONS * would bypass the handler that tells the scanner of the body.
+	srv.Handler, srv.DisableGeneralOptionsHandler = s, true
+
+	userState, userContext, userBase := srv.ConnState, srv.ConnContext, srv.BaseContext
+	srv.ConnState = func(nc net.Conn, st http.ConnState) {
+		if c := connOf(nc); c != nil {
+			switch st {
+			case http.StateIdle:
+				c.finished()
+			case http.StateHijacked:
+				c.pass()
+			}
+		}
+		if userState != nil {
+			userState(nc, st)
+		}
+	}
+	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		if c := connOf(nc); c != nil {
+			ctx = context.WithValue(ctx, connKey{}, c)
+		}
+		if userContext != nil {
+			ctx = userContext(ctx, nc)
+		}
+		return ctx
+	}
+	if userBase != nil {
+		srv.BaseContext = func(l net.Listener) context.Context {
+			if w, ok := l.(interface{ beneath() net.Listener }); ok {
+				l = w.beneath()
+			}
+			return userBase(l)
+		}
+	}
+	return s
+}
+
+func connOf(nc net.Conn) *conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	if w, ok := nc.(wrapped); ok {
+		return w.base()
+	}
+	return nil
+}
+
+// ServeHTTP is the outermost handler.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.inFlight.Add(1)
+	defer s.inFlight.Add(-1)
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	moves := false
+	if c != nil {
+		if r.ProtoMajor == 1 {
+			moves = c.began(r.ContentLength)
+		} else {
+			c.isHTTP2()
+		}
+	}
+	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves) {
+		w.Header().Set("Connection", "close") // on HTTP/2 net/http makes a GOAWAY of it
+	}
+	if s.star && r.Method == http.MethodOptions && r.RequestURI == "*" {
+		optionsStar(w, r)
+		return
+	}
+	s.next.ServeHTTP(w, r)
+}
+
+// optionsStar answers as net/http does where the program does not.
+func optionsStar(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Length", "0")
+	if r.ContentLength != 0 {
+		// A client need not see that a larger body is not wanted.
+		_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
+	}
+}
+
+// add makes a connection one of the server's.
+func (s *server) add(nc net.Conn) (*conn, error) {
+	c, err := newConn(s, nc, s.tls)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	return c, nil
+}
+
+func (s *server) forget(c *conn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *server) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+func (s *server) snapshot() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	return all
+}
+
+// adopt takes a connection that came through the queue: it is the server's at
+// once, and net/http's when its next request begins.
+func (s *server) adopt(h *handoff.Conn) error {
+	nc, err := h.NetConn()
+	if err != nil {
+		return err
+	}
+	c, err := s.add(nc)
+	if err != nil {
+		_ = nc.Close()
+		return err
+	}
+	c.buf = h.Pending
+	idle := s.srv.IdleTimeout
+	if idle == 0 {
+		idle = s.srv.ReadTimeout
+	}
+	s.parks.Go(func() {
+		if !c.park(idle) {
+			_ = c.Close()
+			return
+		}
+		select {
+		case s.parked <- c.asNetConn():
+		case <-s.dead:
+			_ = c.Close()
+		}
+	})
+	return nil
+}
+
+// handOff gives c away. It is called by c between two requests.
+func (s *server) handOff(c *conn) bool {
+	err := s.out.Load().Send(c.rc, s.name, c.buf)
+	switch {
+	case err == nil:
+		s.handed.Add(1)
+		return true
+	case errors.Is(err, handoff.ErrFull), errors.Is(err, syscall.ETOOMANYREFS):
+		s.full.Store(true)
+	default:
+		s.broken.Store(true)
+	}
+	return false
+}
+
+// acceptor is a listener whose connections are the server's.
+type acceptor struct {
+	net.Listener
+	s       *server
+	started func() // once, when somebody waits for connections
+}
+
+func (a *acceptor) beneath() net.Listener { return a.Listener }
+
+func (a *acceptor) Accept() (net.Conn, error) {
+	a.started()
+	nc, err := a.Listener.Accept()
+	if err != nil {
+		if a.s.p.isDraining() {
+			// A deadline in the past ended the wait. To net/http that would be
+			// a reason to try again.
+			return nil, net.ErrClosed
+		}
+		return nil, err
+	}
+	c, err := a.s.add(nc)
+	if err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
+	return c.asNetConn(), nil
+}
+
+// parkedListener gives net/http the connections that came through the queue
+// once they have become active.
+type parkedListener struct {
+	s *server
+	l net.Listener // where such connections were accepted once
+}
+
+func (q parkedListener) beneath() net.Listener { return q.l }
+func (q parkedListener) Addr() net.Addr        { return q.l.Addr() }
+func (q parkedListener) Close() error          { return nil }
+
+func (q parkedListener) Accept() (net.Conn, error) {
+	select {
+	case nc := <-q.s.parked:
+		return nc, nil
+	case <-q.s.unpark:
+		return nil, net.ErrClosed
+	}
+}
+
+// run serves until the process drains, and then drains.
+func (s *server) run(ls []*inherited) error {
+	var loops sync.WaitGroup
+	failed := make(chan error, len(ls)+1)
+	start := func(l net.Listener) {
+		loops.Go(func() {
+			if s.tls {
+				failed <- s.srv.ServeTLS(l, "", "")
+			} else {
+				failed <- s.srv.Serve(l)
+			}
+		})
+	}
+	for _, l := range ls {
+		start(&acceptor{Listener: l.Listener, s: s, started: sync.OnceFunc(func() { s.p.serving(l) })})
+	}
+	takes := !s.tls && s.p.queue != nil
+	if takes {
+		start(parkedListener{s, ls[0].Listener})
+	}
+
+	select {
+	case err := <-failed:
+		if !s.p.isDraining() {
+			// Somebody closed the server or its listener. Connections that are
+			// parked have no one to serve them then.
+			s.p.leave(s)
+			close(s.dead)
+			s.mode.Store(modeEnding)
+			_ = s.srv.Close()
+			for _, c := range s.snapshot() {
+				if c.kick() {
+					_ = c.Close()
+				}
+			}
+			s.parks.Wait()
+			close(s.unpark)
+			loops.Wait()
+			return fmt.Errorf("serve %s: %w", ls[0].Addr(), err)
+		}
+	case <-s.p.draining:
+	}
+	s.drain(s.p.order, ls, loops.Wait)
+	return nil
+}
+
+// stopAccepting ends the accept loops. What was accepted is served. Where
+// everything stops, a few milliseconds go to taking in what the kernel has
+// already queued, as nobody else will.
+func (s *server) stopAccepting(ls []*inherited, stop bool) {
+	for _, l := range ls {
+		d, ok := l.Listener.(interface{ SetDeadline(time.Time) error })
+		if !ok {
+			_ = l.Close()
+			continue
+		}
+		if stop {
+			_ = d.SetDeadline(time.Now().Add(5 * time.Millisecond))
+		} else {
+			_ = d.SetDeadline(time.Unix(1, 0))
+		}
+	}
+}
