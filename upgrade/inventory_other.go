@@ -4,6 +4,7 @@ package upgrade
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 
 	"golang.org/x/net/bpf"
@@ -28,3 +29,15 @@ func fileInode(string) uint64                          { return 0 }
 func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }
 func waitProgram()                                     {}
 func read(*os.File) (reading, error)                   { return reading{}, errNoListen }
+
+// connection is one socket as the kernel lists it.
+type connection struct {
+	local, remote netip.AddrPort
+	state         uint8
+	inode, unread uint32
+	received      uint64
+}
+
+const stateSynRecv = 1 << 3
+
+func newSettleKernel(*Lane, int) (settleKernel, error) { return nil, errNoListen }

@@ -13,7 +13,7 @@ import (
 // MaxTargets is the largest number of lanes of one address that may be in the program at once with unequal weights or
 // scattered indexes. It follows from the kernel's limit of 4,096 instructions, of which the preview rule may take some.
 // Hosts whose net.core.optmem_max is 20480 take a program of at most 1,271 such lanes.
-const MaxTargets = 2036
+const MaxTargets = 2038
 
 // maxProgram is the kernel's limit on the instructions of one classic program.
 const maxProgram = 4096
