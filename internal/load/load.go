@@ -1,0 +1,268 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// maxFailures bounds how many drops are described one by one.
+const maxFailures = 100
+
+// Run sends what c says and reports what came back. The error is ErrConfig, or the cause of ctx's end together with the
+// report of what was done until then.
+func Run(ctx context.Context, c Config) (Report, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return Report{}, err
+	}
+	start := time.Now()
+	var slots []*slot
+	for i := range c.Streams {
+		for range c.Streams[i].Connections {
+			slots = append(slots, newSlot(&c, &c.Streams[i], len(slots), start))
+		}
+	}
+	var wg sync.WaitGroup
+	for _, s := range slots {
+		wg.Go(func() { s.run(ctx) })
+	}
+	wg.Wait()
+	rep := newReport(&c, start, time.Since(start))
+	for _, s := range slots {
+		rep.add(&s.tally)
+	}
+	rep.finish()
+	if ctx.Err() != nil {
+		return rep, fmt.Errorf("load on %s: %w", c.Address, context.Cause(ctx))
+	}
+	return rep, nil
+}
+
+// slot is one client: at most one connection at a time, a schedule of its own, and a tally that only it writes.
+type slot struct {
+	cfg    *Config
+	stream *Stream
+	index  int
+	rng    *rand.Rand
+	start  time.Time
+	phase  time.Duration
+	half   time.Duration // half a round trip
+
+	conn   *conn
+	served int  // responses on conn
+	closes bool // a response on conn has announced its end
+	tally  tally
+}
+
+func newSlot(c *Config, s *Stream, index int, start time.Time) *slot {
+	rng := rand.New(rand.NewPCG(c.Seed, uint64(index)))
+	return &slot{
+		cfg: c, stream: s, index: index, rng: rng, start: start, half: c.RTT / 2,
+		phase: time.Duration(rng.Float64() * float64(s.period()) / 2),
+	}
+}
+
+// run performs the schedule: send k is intended within the first half of period k, shifted by a phase that is the slot's own.
+func (s *slot) run(ctx context.Context) {
+	defer s.retire()
+	period := s.stream.period()
+	end := s.start.Add(s.cfg.Duration)
+	n := s.stream.sends(s.cfg.Duration)
+	for k := range n {
+		jitter := time.Duration(s.rng.Float64() * float64(period) / 2)
+		intended := s.start.Add(time.Duration(k)*period + s.phase + jitter)
+		out := compose(s.stream, s.cfg.host(), s.rng, s.index, k, intended)
+		if s.stream.Kind == Silent {
+			out.shift(s.stream.Silence) // latency counts from when the first byte should go
+		}
+		if time.Now().After(end) { // the answers took so long that its time is over
+			s.tally.Unsent += n - k
+			return
+		}
+		if !s.sleepUntil(ctx, intended) {
+			s.tally.Unsent += n - k
+			return
+		}
+		s.exchange(ctx, out)
+	}
+}
+
+// sleepUntil waits and notes how late it woke. It is false when ctx has ended.
+func (s *slot) sleepUntil(ctx context.Context, t time.Time) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	d := time.Until(t)
+	if d <= 0 {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		s.tally.lag = append(s.tally.lag, time.Since(t))
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (s *slot) sleep(ctx context.Context, d time.Duration) bool {
+	return s.sleepUntil(ctx, time.Now().Add(d))
+}
+
+// exchange is one send from the decision to the last response that is seen. When it returns, the slot's view of the
+// world has caught up with everything that it used.
+func (s *slot) exchange(ctx context.Context, out *send) {
+	if s.conn != nil && (s.closes || !s.cfg.Blind && s.conn.endedBy(time.Now().Add(-s.half))) {
+		s.retire()
+	}
+	if s.conn == nil {
+		if err := s.connect(ctx); err != nil {
+			s.settle(ctx, out, failure(time.Now(), err, false))
+			return
+		}
+	}
+	if s.stream.Kind == Silent {
+		if !s.sleep(ctx, s.stream.Silence) {
+			s.settle(ctx, out, failure(time.Now(), ctx.Err(), false))
+			return
+		}
+		if !s.cfg.Blind && s.conn.endedBy(time.Now().Add(-s.half)) {
+			// It was closed under a client that had not begun to send: counted as a closed connection. The request goes
+			// to another one, as any client's would.
+			s.retire()
+			if err := s.connect(ctx); err != nil {
+				s.settle(ctx, out, failure(time.Now(), err, false))
+				return
+			}
+		}
+	}
+	if !s.transmit(ctx, out) {
+		return
+	}
+	s.collect(ctx, out)
+	if s.stream.Kind != KeepAlive {
+		s.retire()
+	}
+}
+
+// connect opens a connection: the handshake reaches the server half a round trip after the decision and is known to be
+// complete half a round trip after that.
+func (s *slot) connect(ctx context.Context) error {
+	if !s.sleep(ctx, s.half) {
+		return ctx.Err()
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	nc, err := s.cfg.Dial(dialCtx, s.cfg.Network, s.cfg.Address)
+	s.tally.Connects++
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		if nc != nil {
+			nc.Close()
+		}
+		return err
+	}
+	s.conn, s.served, s.closes = newConn(nc), 0, false
+	if !s.sleep(ctx, s.half) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// transmit puts the bytes on the wire, half a round trip after the decision. It is false if ctx ended before the first.
+func (s *slot) transmit(ctx context.Context, out *send) bool {
+	if !s.sleep(ctx, s.half) {
+		s.settle(ctx, out, failure(time.Now(), ctx.Err(), false))
+		return false
+	}
+	s.conn.await(out.requests)
+	for i, piece := range out.pieces {
+		if i > 0 && !s.sleep(ctx, out.gaps[i-1]) {
+			break // collect sees ctx too
+		}
+		s.conn.nc.SetWriteDeadline(time.Now().Add(s.cfg.Timeout))
+		if _, err := s.conn.nc.Write(piece); err != nil {
+			// A server may answer, say with 413, and close without reading everything: what it said is still to be read.
+			// If it said nothing the reader learns of the end by itself.
+			break
+		}
+	}
+	return true
+}
+
+// collect waits for the outcome of each request, in order.
+func (s *slot) collect(ctx context.Context, out *send) {
+	timer := time.NewTimer(s.cfg.Timeout)
+	defer timer.Stop()
+	var last time.Time
+	for _, r := range out.requests {
+		var o outcome
+		select {
+		case o = <-r.done:
+		case <-timer.C:
+			s.conn.abort(outcome{at: time.Now(), class: Timeout, err: fmt.Errorf("no response within %v", s.cfg.Timeout)})
+			o = <-r.done
+		case <-ctx.Done():
+			s.conn.abort(failure(time.Now(), context.Canceled, false))
+			o = <-r.done
+		}
+		s.record(r, o)
+		if o.closes || o.class != "" {
+			s.closes = true
+		}
+		if o.class == "" {
+			s.served++
+		}
+		last = o.at
+	}
+	s.sleepUntil(ctx, last.Add(s.half))
+}
+
+// settle gives all requests of a send that never reached the wire the same outcome.
+func (s *slot) settle(ctx context.Context, out *send, o outcome) {
+	if ctx.Err() != nil {
+		o.class = canceled
+	}
+	for _, r := range out.requests {
+		s.record(r, o)
+	}
+	s.closes = true
+}
+
+func (s *slot) record(r *request, o outcome) {
+	class, err := judge(s.stream, r, o)
+	seen := o.at.Add(s.half)
+	s.tally.count(class)
+	at := r.intended.Sub(s.start)
+	if class == "" {
+		s.tally.Samples = append(s.tally.Samples, Sample{At: at, Latency: seen.Sub(r.intended)})
+	}
+	if g := o.header.Get(headerGeneration); g != "" {
+		s.tally.generation(g, seen.Sub(s.start))
+	}
+	if class == "" || class == canceled || len(s.tally.Failures) >= maxFailures {
+		return
+	}
+	s.tally.Failures = append(s.tally.Failures, Failure{
+		Stream: s.stream.Name, ID: r.id, Class: class, Err: err, At: at, Took: seen.Sub(r.intended), Served: s.served,
+	})
+}
+
+// retire closes the connection, if there is one.
+func (s *slot) retire() {
+	if s.conn == nil {
+		return
+	}
+	// A client that asked for Connection: close expects the end after its response.
+	if s.conn.close() && (s.stream.Kind == KeepAlive || s.served == 0) {
+		s.tally.ClosedIdle++
+	}
+	s.conn = nil
+}
