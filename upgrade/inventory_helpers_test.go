@@ -168,6 +168,18 @@ func askFrom(addr Address, local string) (string, error) {
 	return string(buf[:n]), err
 }
 
+// dial opens a connection that is closed when the test ends.
+func dial(t *testing.T, addr Address) net.Conn {
+	t.Helper()
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.DialContext(t.Context(), addr.Network, addr.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
 // eventually polls the kernel's state until it is as wanted.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

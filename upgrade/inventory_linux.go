@@ -64,15 +64,15 @@ func (inv *Inventory) openTCP(g *group) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w %q: %w", ErrBadAddress, g.address.Addr, err)
 	}
-	file, err := listenTCP(sa, claimExclusively, g.mode != ModePlain)
+	file, err := claimTCP(sa, g.mode != ModePlain)
 	if v6, ok := sa.(*unix.SockaddrInet6); ok && isWildcard(v6) && errors.Is(err, unix.EAFNOSUPPORT) {
 		sa = &unix.SockaddrInet4{Port: v6.Port} // a kernel without IPv6 serves "every address" all the same
-		file, err = listenTCP(sa, claimExclusively, g.mode != ModePlain)
+		file, err = claimTCP(sa, g.mode != ModePlain)
 	}
 	var refused *attachError
 	if errors.As(err, &refused) {
 		g.plain(refused.Error())
-		file, err = listenTCP(sa, claimExclusively, false)
+		file, err = claimTCP(sa, false)
 	}
 	if err != nil {
 		return nil, inv.explain(g.address, err)
@@ -83,6 +83,50 @@ func (inv *Inventory) openTCP(g *group) (*os.File, error) {
 	}
 	g.address.Addr = resolved
 	return file, nil
+}
+
+// claimTCP opens the first socket of an address. A port of the kernel's choice is found out first and then claimed by its
+// number: the kernel takes back a port that it chose as soon as anybody calls shutdown(2) on the socket, so that the
+// lane could not be repaired.
+func claimTCP(sa unix.Sockaddr, steer bool) (*os.File, error) {
+	if portOf(sa) != 0 {
+		return listenTCP(sa, claimExclusively, steer)
+	}
+	for range 20 {
+		chosen, err := listenTCP(sa, claimExclusively, false)
+		if err != nil {
+			return nil, err
+		}
+		numbered, err := socketName(chosen)
+		if err := errors.Join(err, chosen.Close()); err != nil {
+			return nil, err
+		}
+		file, err := listenTCP(numbered, claimExclusively, steer)
+		if !errors.Is(err, unix.EADDRINUSE) { // else somebody took the port in between
+			return file, err
+		}
+	}
+	return nil, os.NewSyscallError("bind", unix.EADDRINUSE)
+}
+
+func portOf(sa unix.Sockaddr) int {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return sa.Port
+	case *unix.SockaddrInet6:
+		return sa.Port
+	}
+	return 0
+}
+
+// socketName returns what a socket is bound to.
+func socketName(file *os.File) (sa unix.Sockaddr, err error) {
+	err = withFd(file, func(fd int) error {
+		var err error
+		sa, err = unix.Getsockname(fd)
+		return os.NewSyscallError("getsockname", err)
+	})
+	return sa, err
 }
 
 // explain turns what the kernel said about an address into a line that names the mend.
@@ -203,14 +247,7 @@ func newFile(fd int) (*os.File, error) {
 // openSibling opens another socket of the group that first belongs to. It gets no connection, as the group's program
 // does not name it yet.
 func openSibling(addr Address, first *os.File) (*os.File, error) {
-	var sa unix.Sockaddr
-	err := withFd(first, func(fd int) error {
-		var err error
-		if sa, err = unix.Getsockname(fd); err != nil {
-			return os.NewSyscallError("getsockname", err)
-		}
-		return nil
-	})
+	sa, err := socketName(first)
 	if err != nil {
 		return nil, err
 	}
@@ -249,31 +286,26 @@ func isWildcard(sa *unix.SockaddrInet6) bool { return sa.Addr == [16]byte{} }
 
 // localAddress returns the canonical IP:PORT that a socket is bound to.
 func localAddress(file *os.File) (string, error) {
-	var text string
-	err := withFd(file, func(fd int) error {
-		sa, err := unix.Getsockname(fd)
-		if err != nil {
-			return os.NewSyscallError("getsockname", err)
-		}
-		switch sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			text = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
-		case *unix.SockaddrInet6:
-			ip := netip.AddrFrom16(sa.Addr)
-			if sa.ZoneId != 0 {
-				zone := strconv.FormatUint(uint64(sa.ZoneId), 10)
-				if device, err := net.InterfaceByIndex(int(sa.ZoneId)); err == nil {
-					zone = device.Name
-				}
-				ip = ip.WithZone(zone)
+	sa, err := socketName(file)
+	if err != nil {
+		return "", err
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String(), nil
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			zone := strconv.FormatUint(uint64(sa.ZoneId), 10)
+			if device, err := net.InterfaceByIndex(int(sa.ZoneId)); err == nil {
+				zone = device.Name
 			}
-			text = netip.AddrPortFrom(ip, uint16(sa.Port)).String()
-		default:
-			return fmt.Errorf("the socket is not of IPv4 or IPv6 but %T", sa)
+			ip = ip.WithZone(zone)
 		}
-		return nil
-	})
-	return text, err
+		return netip.AddrPortFrom(ip, uint16(sa.Port)).String(), nil
+	default:
+		return "", fmt.Errorf("the socket is not of IPv4 or IPv6 but %T", sa)
+	}
 }
 
 // somaxconn is the largest backlog that the kernel grants.

@@ -27,6 +27,7 @@ func socketInode(*os.File) (uint64, error)             { return 0, errNoListen }
 func prepareInherited(*os.File) error                  { return errNoListen }
 func fileInode(string) uint64                          { return 0 }
 func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }
+func listenAgain(*os.File) error                       { return errNoListen }
 func waitProgram()                                     {}
 func read(*os.File) (reading, error)                   { return reading{}, errNoListen }
 

@@ -64,17 +64,6 @@ func (s *rudeServer) stop() {
 	s.done.Wait()
 }
 
-func dial(t *testing.T, addr Address) net.Conn {
-	t.Helper()
-	d := net.Dialer{Timeout: 10 * time.Second}
-	c, err := d.DialContext(t.Context(), addr.Network, addr.Addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
 // load opens connections at a steady rate until stop is closed; each says nothing for a while, then asks once. It
 // returns how many were answered, and the errors of the others.
 func load(addr Address, every, silent time.Duration, stop <-chan struct{}) (ok int64, lost []error) {

@@ -55,3 +55,9 @@ func read(file *os.File) (r reading, err error) {
 	})
 	return r, err
 }
+
+// listenAgain makes a socket listen that shutdown(2) took out of its group, which appends it there, and gives a socket
+// that still listens its full backlog back, which a worker's own listen(2) may have changed.
+func listenAgain(file *os.File) error {
+	return withFd(file, func(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, somaxconn())) })
+}
