@@ -178,33 +178,36 @@ func (p *Predecessor) Lanes(ctx context.Context, address string, count int) (nam
 }
 
 // Commit asks for the change of charge and returns when it has happened: the predecessor has left what it had, has
-// heard from us, and has exited. announce is called in between, when there is no way back: from then on this master
-// takes charge even if the predecessor dies on the spot.
+// heard from us, and has exited.
 //
-// With an error nothing has changed hands, and this generation must end itself.
-func (p *Predecessor) Commit(ctx context.Context, announce func() error) ([]Parcel, error) {
+// accept is called in between, with what was left. If it fails, so does the commit, and nothing has changed hands: this
+// generation must end itself. Once it has returned nil there is no way back: this master takes charge even if the
+// predecessor dies on the spot. Files of the Handover that accept has not claimed are closed thereafter.
+func (p *Predecessor) Commit(ctx context.Context, accept func([]Parcel) error) error {
 	p.phase = PhaseCommit
 	if err := send(p.conn, wire{Kind: kindReady}); err != nil {
-		return nil, err
+		return err
 	}
 	select {
 	case <-p.committed:
 	case <-p.aborted:
-		return nil, p.Reason()
+		return p.Reason()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	if err := announce(); err != nil {
-		return nil, err
+	p.mu.Lock()
+	parcels := p.parcels
+	p.parcels = nil
+	p.mu.Unlock()
+	if err := accept(parcels); err != nil {
+		return err
 	}
 	// A predecessor that died meanwhile cannot read the byte; it has left everything all the same.
 	readyErr := p.handover.Ready()
 	if err := p.handover.WaitForParent(context.Background()); err != nil && readyErr == nil {
-		return nil, fmt.Errorf("wait for the predecessor's exit: %w", err)
+		return fmt.Errorf("wait for the predecessor's exit: %w", err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.parcels, nil
+	return nil
 }
 
 // Close ends the conversation.

@@ -100,4 +100,3 @@ func (w *worker) readNotify(ctx context.Context) {
 		w.tellOwner(ctx, m)
 	}
 }
-

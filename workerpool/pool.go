@@ -180,11 +180,11 @@ func (p *Pool) launch(slot int) (w *worker, err error) {
 		return nil, err
 	}
 	info := Info{ID: ID{Slot: slot, Generation: p.cfg.Generation}, State: Starting}
-	var inodes []uint64
+	inodes := make(map[uint64]bool, len(sockets))
 	for _, s := range sockets {
 		info.Lanes = append(info.Lanes, s.Lane)
 		info.Sockets = append(info.Sockets, s.Name)
-		inodes = append(inodes, s.Inode)
+		inodes[s.Inode] = true
 	}
 	var cleanup []func()
 	defer func() {
@@ -192,7 +192,7 @@ func (p *Pool) launch(slot int) (w *worker, err error) {
 			for _, f := range cleanup {
 				f()
 			}
-			p.cfg.Gate.Release(info)
+			p.cfg.Gate.Release(info, Starting)
 		}
 	}()
 	l, err := p.cfg.Launch(slot, sockets)

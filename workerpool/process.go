@@ -1,12 +1,14 @@
 package workerpool
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"syscall"
 
 	"gapless/internal/pidfd"
+	"gapless/internal/procfs"
 )
 
 // Process is a running process: one that this master started, or one that it took over. *pidfd.Process is one.
@@ -36,8 +38,8 @@ type Spawner interface {
 // Prober tells from outside whether a process waits for connections.
 type Prober interface {
 	// Waiting reports whether pid or a descendant waits for connections on a listening socket with one of the
-	// inodes, and how ("epoll", "accept", "poll"). Evidence that cannot be read at all is an error.
-	Waiting(pid int, inodes []uint64) (bool, string, error)
+	// inodes, and how. Evidence that cannot be read at all is an error.
+	Waiting(ctx context.Context, pid int, inodes map[uint64]bool) (procfs.Evidence, error)
 }
 
 // Socket is a listening socket for a worker.
@@ -56,8 +58,8 @@ type Gate interface {
 	Admit(w Info) error
 	// Withdraw takes the share away and returns when what the worker had been given is read; it is bounded in time.
 	Withdraw(w Info)
-	// Release follows the worker's end.
-	Release(w Info)
+	// Release follows the worker's end; was is the state in which the end came.
+	Release(w Info, was State)
 }
 
 // Launch is all that it takes to start a worker.

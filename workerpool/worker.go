@@ -58,7 +58,7 @@ type worker struct {
 	ch     *channel.Conn  // nil: it has none (adopted from a master that gave none)
 	notify *notify.Socket // nil likewise
 	out    *output        // nil: it writes where gapless writes
-	inodes []uint64
+	inodes map[uint64]bool
 
 	mu   sync.Mutex // guards info and deadline, which others read
 	info Info
@@ -187,11 +187,11 @@ func (w *worker) run() {
 				w.becomeReady("its delay is over")
 				continue
 			}
-			yes, how, err := cfg.Prober.Waiting(w.proc.PID(), w.inodes)
+			seen, err := cfg.Prober.Waiting(context.Background(), w.proc.PID(), w.inodes)
 			switch {
-			case yes:
+			case seen.Found():
 				probeC, startC = nil, nil
-				w.becomeReady(how)
+				w.becomeReady(string(seen.How))
 			case err != nil && isClosed(w.proc.Done()):
 			case err != nil:
 				// One unreadable moment is normal while a process becomes another one; a lasting one is an answer.
@@ -208,7 +208,7 @@ func (w *worker) run() {
 			w.fail(fmt.Errorf("%w: %s after %v: %s", ErrNotReady, w.snapshot().State, cfg.StartTimeout, cfg.Readiness.hint()))
 
 		case o := <-w.orders:
-			if st := w.snapshot().State; order != nil || (st != Starting && st != Ready && st != Draining) {
+			if st := w.snapshot().State; order != nil || w.isTold() || (st != Starting && st != Ready && st != Draining) {
 				continue
 			}
 			order, probeC, startC = &o, nil, nil
@@ -346,7 +346,7 @@ func (w *worker) exited() {
 		w.failure = &StartError{Worker: info.ID, Status: status, Tail: w.out.lastLines()}
 	}
 	w.to(Exited, status.String())
-	w.pool.cfg.Gate.Release(w.snapshot())
+	w.pool.cfg.Gate.Release(w.snapshot(), info.State)
 	w.close()
 	w.pool.exited(w, info.State, status)
 }

@@ -1,0 +1,116 @@
+// Command gapless runs a server as worker processes on one port, and replaces the manager and every worker with what is
+// now on disk, without a refused connection or a lost request. See docs/ and `gapless --help`.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"gapless/internal/app"
+	"gapless/internal/execstep"
+	"gapless/internal/procfs"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the linker.
+var version = "0.1.0-dev"
+
+// The exit statuses; they are a contract (cli.md).
+const (
+	statusOK     = 0
+	statusFailed = 1
+	statusUsage  = 2
+)
+
+// cli is the grammar of the command line: one field, and one file, for each verb.
+type cli struct {
+	Run     runCmd     `cmd:"" help:"Run COMMAND (or the built-in app) as worker processes, in the foreground."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+// result is a verb's outcome: the exit status, and what to tell a person.
+type result struct {
+	status int
+	err    error
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is the whole program; only main exits.
+func run(args []string, stdout, stderr io.Writer) int {
+	if r, ok := hidden(args, stderr); ok {
+		return r.report(stderr)
+	}
+	var c cli
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("gapless"),
+		kong.Description("A server process manager whose deploys nobody can notice."),
+		kong.DefaultEnvars("GAPLESS"),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(status int) { exited = status }),
+	)
+	if err != nil {
+		return result{statusFailed, err}.report(stderr)
+	}
+	ctx, err := parser.Parse(args)
+	if exited >= 0 { // --help has been answered
+		return exited
+	}
+	if err != nil {
+		return result{statusUsage, fmt.Errorf("%w; see gapless --help", err)}.report(stderr)
+	}
+	var r result
+	ctx.BindTo(stdout, (*io.Writer)(nil))
+	if err := ctx.Run(&r); err != nil && r.err == nil {
+		r = result{statusFailed, err}
+	}
+	return r.report(stderr)
+}
+
+// report prints the error, if there is one, as one line.
+func (r result) report(stderr io.Writer) int {
+	if r.err != nil {
+		fmt.Fprintf(stderr, "gapless: %v\n", r.err)
+		if r.status == statusOK {
+			return statusFailed
+		}
+	}
+	return r.status
+}
+
+// hidden runs the verbs that gapless calls itself by. They are looked for before anything else: a worker's start should
+// not wait for a parser, and what follows them is not ours to parse.
+func hidden(args []string, stderr io.Writer) (result, bool) {
+	if len(args) == 0 {
+		return result{}, false
+	}
+	switch args[0] {
+	case execstep.Verb:
+		rest := args[1:]
+		if len(rest) > 0 && rest[0] == "--" {
+			rest = rest[1:]
+		}
+		err := execstep.Main(rest)
+		if !errors.Is(err, execstep.ErrNoStep) {
+			return result{status: 126}, true // the reason went to the master
+		}
+		return result{statusUsage, err}, true
+	case "app":
+		return result{err: app.Main(args[1:], stderr)}, true
+	case "probe":
+		return result{err: procfs.ProbeMain(os.Stdin, os.Stdout)}, true
+	}
+	return result{}, false
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run(stdout io.Writer) error {
+	_, err := fmt.Fprintln(stdout, "gapless", version)
+	return err
+}

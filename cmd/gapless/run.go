@@ -1,0 +1,205 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"gapless/internal/logging"
+	"gapless/lifecycle"
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+)
+
+// The default of --host and --port, as uvicorn's.
+const (
+	defaultHost = "127.0.0.1"
+	defaultPort = 8000
+)
+
+// runCmd is `gapless run`. A master parses the same command line as its parent did.
+type runCmd struct {
+	Workers string   `short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; auto: as many as there are usable CPUs."`
+	Host    string   `placeholder:"HOST" help:"With --port, short for one --listen; default 127.0.0.1."`
+	Port    *int     `placeholder:"PORT" help:"The port; default 8000, 0 lets the kernel choose."`
+	Listen  []string `placeholder:"[NAME=]ADDR" sep:"none" help:"Repeatable: :8000, 10.0.0.1:80, [::]:443, unix:/run/app.sock, or fd:NAME for a socket from systemd."`
+	Accept  string   `enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
+
+	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX or delay=DURATION."`
+	Settle       time.Duration `default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
+	StartTimeout time.Duration `default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
+	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
+	DrainExtra   time.Duration `default:"0s" help:"What a worker that knows gapless may take beyond it while bytes still move."`
+	CloseSpread  time.Duration `default:"0s" help:"The time before the end of a drain over which such a worker spreads the closing of its WebSockets."`
+	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain."`
+
+	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
+	BeforeStartTimeout time.Duration `default:"0s" help:"For the previous steps together; 0: no limit."`
+
+	Chdir   string `placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
+	User    string `placeholder:"USER" help:"The workers' user, by name or number."`
+	Group   string `placeholder:"GROUP" help:"The workers' group, by name or number."`
+	Umask   string `placeholder:"OCTAL" help:"The workers' umask."`
+	PIDFile string `name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
+
+	LogFormat string `enum:"console,json,auto" default:"auto" help:"console or json; auto: console on a terminal, else json."`
+	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
+
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command; {fd}, {fd:NAME}, {worker} and {generation} in it are replaced. Without it the built-in app runs."`
+}
+
+// Help is shown after the flags.
+func (runCmd) Help() string {
+	return `Signals to the parent: USR2 upgrades, TERM and INT drain and end, a second one or QUIT ends at once.
+
+Example: gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}`
+}
+
+// Run runs as the parent, or as the master that a parent or another master has started.
+func (c *runCmd) Run(r *result) error {
+	cfg, err := c.config()
+	if err != nil {
+		*r = result{statusUsage, err}
+		return nil
+	}
+	format := c.LogFormat
+	if format == "auto" {
+		format = logging.DefaultFormat()
+	}
+	level, err := zapcore.ParseLevel(c.LogLevel)
+	if err != nil {
+		return err
+	}
+	log := logging.New(format, level)
+	cfg.Banner = format == logging.Console
+	if lifecycle.IsMaster() {
+		if err := lifecycle.RunMaster(cfg, log); errors.Is(err, lifecycle.ErrReported) {
+			*r = result{status: statusFailed}
+		} else if err != nil {
+			*r = result{statusFailed, err}
+		}
+		return nil
+	}
+	binary, err := ownPath()
+	if err != nil {
+		return err
+	}
+	r.status, r.err = lifecycle.RunParent(lifecycle.ParentConfig{
+		Binary: binary, Args: os.Args[1:], DrainTimeout: cfg.DrainTimeout, PIDFile: cfg.PIDFile,
+	}, log)
+	return nil
+}
+
+// ownPath returns the absolute path by which gapless was started, with symbolic links left in it: what it leads to at
+// the time of an upgrade is what the upgrade takes.
+func ownPath() (string, error) {
+	path, err := exec.LookPath(os.Args[0])
+	if err != nil && !errors.Is(err, exec.ErrDot) {
+		return "", fmt.Errorf("find the gapless binary for upgrades: %w; start it by its path", err)
+	}
+	return filepath.Abs(path)
+}
+
+// config checks what the parser cannot and translates the flags.
+func (c *runCmd) config() (lifecycle.Config, error) {
+	cfg := lifecycle.Config{
+		Version: version, Command: c.Command, Chdir: c.Chdir, Settle: c.Settle, StartTimeout: c.StartTimeout,
+		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread,
+		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
+	}
+	if len(cfg.Command) > 0 && cfg.Command[0] == "--" {
+		cfg.Command = cfg.Command[1:]
+	}
+	if err := cfg.Accept.UnmarshalText([]byte(c.Accept)); err != nil {
+		return cfg, fmt.Errorf("--accept: %w", err)
+	}
+	var err error
+	if cfg.Workers, err = parseWorkers(c.Workers); err != nil {
+		return cfg, err
+	}
+	if cfg.Addresses, err = c.addresses(); err != nil {
+		return cfg, err
+	}
+	if cfg.Readiness, err = workerpool.ParseReadiness(c.Ready); err != nil {
+		return cfg, fmt.Errorf("--ready: %w", err)
+	}
+	if cfg.StopSignal = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(c.StopSignal), "SIG")); cfg.StopSignal == 0 ||
+		cfg.StopSignal == syscall.SIGKILL || cfg.StopSignal == syscall.SIGSTOP {
+		return cfg, fmt.Errorf("--stop-signal: %q is no signal that a worker could act on; write TERM, INT or QUIT", c.StopSignal)
+	}
+	if c.Umask != "" {
+		n, err := strconv.ParseUint(c.Umask, 8, 12)
+		if err != nil || n > 0o777 {
+			return cfg, fmt.Errorf("--umask: %q is no octal mask; write, for example, 027", c.Umask)
+		}
+		mask := int(n)
+		cfg.Umask = &mask
+	}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"--settle", c.Settle}, {"--start-timeout", c.StartTimeout}, {"--drain-timeout", c.DrainTimeout}, {"--drain-extra", c.DrainExtra},
+		{"--close-spread", c.CloseSpread}, {"--before-start-timeout", c.BeforeStartTimeout},
+	} {
+		if d.value < 0 {
+			return cfg, fmt.Errorf("%s: %v is negative; write a duration such as 30s", d.flag, d.value)
+		}
+	}
+	return cfg, nil
+}
+
+func parseWorkers(text string) (int, error) {
+	if text == "auto" {
+		return runtime.GOMAXPROCS(0), nil // Go heeds the cgroup's CPU quota
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > 4096 {
+		return 0, fmt.Errorf("--workers: %q is no number of processes; write 1 to 4096, or auto", text)
+	}
+	return n, nil
+}
+
+func (c *runCmd) addresses() ([]upgrade.Address, error) {
+	if len(c.Listen) > 0 && (c.Host != "" || c.Port != nil) {
+		return nil, errors.New("--listen: cannot be combined with --host and --port; write one more --listen instead")
+	}
+	texts := c.Listen
+	if len(texts) == 0 {
+		host, port := defaultHost, defaultPort
+		if c.Host != "" {
+			host = c.Host
+		}
+		if c.Port != nil {
+			port = *c.Port
+		}
+		if port < 0 || port > 65535 {
+			return nil, fmt.Errorf("--port: %d is no port; write 1 to 65535, or 0 for any that is free", port)
+		}
+		texts = []string{net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(port))}
+	}
+	var addrs []upgrade.Address
+	for _, text := range texts {
+		a, err := upgrade.ParseAddress(text)
+		if err != nil {
+			return nil, fmt.Errorf("--listen: %w", err)
+		}
+		addrs = append(addrs, a)
+	}
+	named, err := upgrade.NameAddresses(addrs)
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	return named, nil
+}

@@ -1,0 +1,36 @@
+package lifecycle
+
+import (
+	"syscall"
+	"time"
+
+	"gapless/upgrade"
+	"gapless/workerpool"
+)
+
+// Config is what `gapless run` was asked to do. Each master reads it anew from the same command line and environment.
+type Config struct {
+	Version   string
+	Workers   int
+	Addresses []upgrade.Address // named
+	Accept    upgrade.Mode
+	Command   []string // empty: the built-in app
+	Chdir     string   // "": where gapless was started
+
+	Readiness    workerpool.Readiness
+	Settle       time.Duration
+	StartTimeout time.Duration
+	DrainTimeout time.Duration
+	DrainExtra   time.Duration
+	CloseSpread  time.Duration
+	StopSignal   syscall.Signal
+
+	BeforeStart        []string
+	BeforeStartTimeout time.Duration
+
+	User, Group string
+	Umask       *int
+
+	PIDFile string
+	Banner  bool // on a terminal: tell a person what runs and what to type
+}

@@ -1,0 +1,97 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"gapless/internal/execstep"
+	"gapless/workerpool"
+)
+
+// managerVariables are those of the manager itself, and of the managers above it: none is a worker's business.
+var managerVariables = []string{
+	"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "MAINPID",
+}
+
+// workerEnviron returns the environment that all workers of a generation share.
+func workerEnviron(environ []string, dir string) []string {
+	var env []string
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		if strings.HasPrefix(name, "GAPLESS_") || strings.HasPrefix(name, "TABLEFLIP_") || name == "PWD" || name == "WEB_CONCURRENCY" {
+			continue
+		}
+		own := false
+		for _, v := range managerVariables {
+			own = own || name == v
+		}
+		if !own {
+			env = append(env, kv)
+		}
+	}
+	// uvicorn and gunicorn would multiply themselves; how many there are is gapless's business.
+	return append(env, "PWD="+dir, "WEB_CONCURRENCY=1")
+}
+
+// launcher prepares the starts of one generation's workers.
+type launcher struct {
+	release    *release
+	env        []string
+	generation int
+	handoff    *os.File // receiving end of the generation's queue, or nil
+	ids        credentials
+	umask      *int
+}
+
+// placeholder matches what COMMAND and its arguments may hold.
+var placeholder = regexp.MustCompile(`\{(fd|worker|generation|fd:[^{}]*)\}`)
+
+func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Launch, error) {
+	argv := make([]string, len(l.release.argv))
+	var missing error
+	for i, arg := range l.release.argv {
+		argv[i] = placeholder.ReplaceAllStringFunc(arg, func(p string) string {
+			switch name := p[1 : len(p)-1]; {
+			case name == "worker":
+				return strconv.Itoa(slot)
+			case name == "generation":
+				return strconv.Itoa(l.generation)
+			case name == "fd":
+				return strconv.Itoa(execstep.FirstFD)
+			default:
+				name = strings.TrimPrefix(name, "fd:")
+				for n, s := range sockets {
+					if s.Name == name {
+						return strconv.Itoa(execstep.FirstFD + n)
+					}
+				}
+				missing = fmt.Errorf("no --listen is called %q, as %s in the command asks; its names are %s", name, p, socketNames(sockets))
+				return p
+			}
+		})
+	}
+	if missing != nil {
+		return workerpool.Launch{}, missing
+	}
+	launch := workerpool.Launch{
+		Path: l.release.path, Exe: l.release.replacement(), Args: argv, Dir: l.release.dir,
+		Env: append(l.env[:len(l.env):len(l.env)], "GAPLESS_WORKER="+strconv.Itoa(slot),
+			"GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION=1"),
+		UID: l.ids.uid, GID: l.ids.gid, Groups: l.ids.groups, Umask: l.umask,
+	}
+	if l.handoff != nil {
+		launch.Extra = append(launch.Extra, workerpool.Extra{Variable: "GAPLESS_HANDOFF", File: l.handoff})
+	}
+	return launch, nil
+}
+
+func socketNames(sockets []workerpool.Socket) string {
+	var names []string
+	for _, s := range sockets {
+		names = append(names, s.Name)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,104 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"gapless/internal/packet"
+)
+
+// linkFile is the link's name among the files of tableflip, linkVariable tells the first master its number.
+const (
+	linkFile     = "link"
+	linkVariable = "GAPLESS_LINK_FD"
+)
+
+// linkMessage is a packet on the link: a numbered signal from the parent, or the acknowledgement from a master.
+type linkMessage struct {
+	Seq    uint64         `json:"seq"`
+	Signal syscall.Signal `json:"signal,omitempty"`
+	Ack    bool           `json:"ack,omitempty"`
+}
+
+// masterLink is a master's end of the link. All masters share the descriptor: only the one in charge reads.
+type masterLink struct {
+	conn    *packet.Conn
+	signals chan linkMessage // to the one who governs
+	gone    chan struct{}    // closed when the parent is no more
+
+	mu     sync.Mutex
+	paused chan struct{} // non-nil while frozen; closed to go on
+	seen   map[uint64]bool
+}
+
+func newMasterLink(conn *packet.Conn) *masterLink {
+	return &masterLink{conn: conn, signals: make(chan linkMessage), gone: make(chan struct{}), seen: make(map[uint64]bool)}
+}
+
+// run reads until ctx ends.
+func (l *masterLink) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		l.mu.Lock()
+		paused := l.paused
+		l.mu.Unlock()
+		if paused != nil {
+			select {
+			case <-paused:
+				_ = l.conn.SetReadDeadline(time.Time{})
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		var m linkMessage
+		files, err := l.conn.Receive(&m)
+		packet.CloseAll(files)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue // paused
+		case err != nil:
+			close(l.gone)
+			<-ctx.Done()
+			return ctx.Err()
+		case l.seen[m.Seq]:
+			continue // the parent repeats what no master acknowledged, also what nobody had read yet
+		}
+		l.seen[m.Seq] = true
+		select {
+		case l.signals <- m:
+		case <-ctx.Done():
+			return ctx.Err() // unacknowledged: the parent repeats it to the next master
+		}
+	}
+}
+
+// pause leaves what the parent sends from now on to the next master; resume takes that back.
+func (l *masterLink) pause() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paused == nil {
+		l.paused = make(chan struct{})
+		_ = l.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+func (l *masterLink) resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paused != nil {
+		close(l.paused)
+		l.paused = nil
+	}
+}
+
+// ack tells the parent that a signal has been acted on.
+func (l *masterLink) ack(m linkMessage) {
+	_ = l.conn.Send(linkMessage{Seq: m.Seq, Ack: true}) // without a parent there is nobody to tell
+}

@@ -1,0 +1,236 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"gapless/internal/packet"
+	"gapless/internal/procfs"
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"github.com/cloudflare/tableflip"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Errors with which a master ends.
+var (
+	errHandedOver = fmt.Errorf("the next master is in charge: %w", errDone)
+	errStopped    = fmt.Errorf("stopped: %w", errDone)
+)
+
+// master owns one generation of workers, and, while it is in charge, the lanes and what drains of earlier generations.
+type master struct {
+	cfg        Config
+	log        *zap.Logger
+	generation int
+	began      time.Time
+	state      stateBox
+
+	flip   upgrade.Handover
+	pred   *upgrade.Predecessor // nil in the first master
+	link   *masterLink
+	prober *procfs.Prober
+	inv    *upgrade.Inventory // nil before this master is in charge
+	gate   *gate
+	pool   *workerpool.Pool
+	rel    *release
+	queues queues
+
+	// The rest belongs to the goroutine of govern.
+	next      int // the number of the next generation
+	attempt   context.CancelCauseFunc
+	attempted chan error
+	pending   []linkMessage // upgrades asked for while one is under way
+	stop      *linkMessage  // the order to stop that waits for the end of an attempt
+	lent      struct {      // lanes of the generation that is starting
+		sync.Mutex
+		names []string
+	}
+}
+
+// ErrReported says that a generation has failed and the master in charge knows why: there is nothing to print.
+var ErrReported = errors.New("reported to the master in charge")
+
+// RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
+// people, nil if there is none to show.
+func RunMaster(cfg Config, log *zap.Logger) error {
+	m := &master{cfg: cfg, log: log, began: time.Now()}
+	m.state.observe = func(from, to State) {
+		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
+	}
+	if err := m.isolate(); err != nil {
+		return err
+	}
+	if err := m.join(); err != nil {
+		return err
+	}
+	m.prober = procfs.NewProber("/proc/self/exe", "probe")
+	defer m.prober.Close()
+
+	g := NewGroup(m.log)
+	charge := make(chan struct{}) // closed when this master may read the link
+	g.Add("link", func(ctx context.Context) error {
+		select {
+		case <-charge:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return m.link.run(ctx)
+	})
+	g.Add("queues", m.queues.run)
+	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
+	err := g.Run()
+	if m.pred != nil {
+		m.pred.Close()
+	}
+	return err
+}
+
+// isolate makes this process a master: a session of its own, no signal but the parent's word, nothing that a worker
+// could inherit by accident.
+func (m *master) isolate() error {
+	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it leads one already
+		return fmt.Errorf("start a session: %w", err)
+	}
+	// tableflip leaves its two pipes open over an exec.
+	for _, fd := range []int{3, 4} {
+		unix.CloseOnExec(fd)
+	}
+	// Signals go to the parent, which knows who is in charge. Ignoring them would be inherited by the workers.
+	strays := make(chan os.Signal, 16)
+	signal.Notify(strays, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU)
+	return nil
+}
+
+// join finds out whether this is the first master or follows another one.
+func (m *master) join() error {
+	flip, err := tableflip.New(tableflip.Options{UpgradeTimeout: math.MaxInt64}) // our deadlines end a generation as a whole
+	if err != nil {
+		return fmt.Errorf("tableflip: %w", err)
+	}
+	m.flip = flip
+	if m.pred, err = upgrade.Join(flip); err != nil {
+		return err
+	}
+	m.generation, m.next = 1, 2
+	var f *os.File
+	if m.pred != nil {
+		m.generation = m.pred.Offer().Generation
+		m.next = m.generation + 1
+		f, err = flip.File(linkFile)
+	} else {
+		var n int
+		if n, err = strconv.Atoi(os.Getenv(linkVariable)); err == nil {
+			f = os.NewFile(uintptr(n), linkFile)
+			unix.CloseOnExec(n)
+		}
+	}
+	if err != nil || f == nil {
+		return errors.New("a master is started by gapless run and not by hand")
+	}
+	m.log = m.log.With(fGeneration(m.generation))
+	if m.pred == nil {
+		if err := flip.AddFile(linkFile, f); err != nil {
+			return fmt.Errorf("keep the link: %w", err)
+		}
+	}
+	conn, err := packet.New(f)
+	if err != nil {
+		return err
+	}
+	m.link = newMasterLink(conn)
+	if m.pred != nil {
+		m.pred.Progress(upgrade.Progress{Phase: upgrade.PhasePrepare, PID: os.Getpid()})
+		return m.introduce()
+	}
+	return nil
+}
+
+// introduce tells the parent of this master before it starts anything.
+func (m *master) introduce() error {
+	return tellParent(generationField + "=" + strconv.Itoa(m.generation))
+}
+
+// live is the master's life: start, take charge, govern.
+func (m *master) live(ctx context.Context, charge chan struct{}) error {
+	start, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() { done <- m.start(start) }()
+	var aborted <-chan struct{}
+	if m.pred == nil {
+		close(charge)
+	} else {
+		aborted = m.pred.Aborted()
+	}
+	var stopped bool
+	for {
+		select {
+		case err := <-done:
+			if err == nil && m.pred != nil {
+				err = m.takeCharge(start, charge)
+			}
+			if err != nil {
+				return m.giveUp(err, stopped)
+			}
+			return m.govern(ctx)
+		case <-aborted:
+			aborted = nil
+			cancel(m.pred.Reason())
+		case msg := <-m.link.signals: // in the first master only
+			switch msg.Signal {
+			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+				m.link.ack(msg)
+				stopped = true
+				cancel(errStopped)
+			case syscall.SIGUSR2:
+				m.log.Info("Upgrade follows when the workers are ready")
+				m.pending = append(m.pending, msg)
+			default:
+				m.link.ack(msg)
+				m.log.Warn("Signal ignored: the workers are not ready yet", zap.Stringer("signal", msg.Signal))
+			}
+		case <-m.link.gone:
+			cancel(errors.New("the parent has gone"))
+		}
+	}
+}
+
+// giveUp ends a generation that never took charge.
+func (m *master) giveUp(err error, stopped bool) error {
+	_ = m.state.to(Over)
+	if m.pool != nil {
+		m.pool.Kill("its generation was given up")
+		m.pool.Wait()
+	}
+	if stopped {
+		return errStopped
+	}
+	if m.pred == nil {
+		if m.inv != nil {
+			err = errors.Join(err, m.inv.Unlink())
+		}
+		return err
+	}
+	m.pred.Fail(err.Error(), tailOf(err))
+	return ErrReported
+}
+
+func tailOf(err error) []string {
+	var start *workerpool.StartError
+	if errors.As(err, &start) {
+		return start.Tail
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
+
+	"gapless/internal/packet"
+	"gapless/internal/procfs"
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"go.uber.org/zap"
+)
+
+// start brings the generation up: release, previous steps, lanes, workers. On return all workers are ready.
+func (m *master) start(ctx context.Context) error {
+	rel, err := resolveRelease(m.cfg.Chdir, m.cfg.Command)
+	if err != nil {
+		return err
+	}
+	m.rel = rel
+	ids, err := resolveCredentials(m.cfg.User, m.cfg.Group)
+	if err != nil {
+		return err
+	}
+	if err := m.queues.init(m.log, m.generation); err != nil {
+		return err
+	}
+	// The first master opens the addresses before anything else: a port in use is known at once.
+	var names []string
+	if m.pred == nil {
+		if names, err = m.claim(); err != nil {
+			return err
+		}
+		if err := m.introduce(); err != nil {
+			return err
+		}
+	} else {
+		for _, a := range m.cfg.Addresses {
+			names = append(names, a.Name)
+		}
+	}
+	m.gate = newGate(m.generation, m.inv, names, m.log)
+	m.gate.settle = m.settle
+
+	env := workerEnviron(os.Environ(), rel.dirName)
+	if len(m.cfg.BeforeStart) > 0 {
+		m.progress(upgrade.Progress{Phase: upgrade.PhaseSteps})
+		stepEnv := append(env[:len(env):len(env)], "GAPLESS_GENERATION="+strconv.Itoa(m.generation))
+		if err := runSteps(ctx, m.cfg.BeforeStart, m.cfg.BeforeStartTimeout, rel.dirName, stepEnv, m.log); err != nil {
+			return err
+		}
+	}
+	workers := m.cfg.Workers
+	if m.pred != nil {
+		if n := m.pred.Offer().Workers; n > 0 {
+			workers = n
+		}
+		if err := m.borrow(ctx, names, workers); err != nil {
+			return err
+		}
+	}
+	l := &launcher{release: rel, env: env, generation: m.generation, handoff: m.queues.own.recv, ids: ids, umask: m.cfg.Umask}
+	var ready atomic.Int64
+	m.pool = workerpool.New(workerpool.Config{
+		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Gate: m.gate, Launch: l.launch,
+		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal,
+		Log: m.log, Owns: ownsSender,
+		Observe: func(e workerpool.Event) {
+			m.observe(e)
+			if e.State == workerpool.Ready && m.state.get() == Starting {
+				m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Ready: int(ready.Add(1)), Total: workers, Limit: m.cfg.StartTimeout})
+			}
+		},
+	})
+	m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Total: workers, Limit: m.cfg.StartTimeout})
+	return m.pool.Start(ctx, workers)
+}
+
+func (m *master) progress(p upgrade.Progress) {
+	if m.pred != nil {
+		m.pred.Progress(p)
+	}
+}
+
+// claim opens the addresses of the first master.
+func (m *master) claim() (names []string, err error) {
+	m.inv = upgrade.NewInventory(m.flip, m.inventoryOptions())
+	for _, a := range m.cfg.Addresses {
+		if err := m.inv.Claim(a, m.cfg.Accept); err != nil {
+			return nil, errors.Join(err, m.inv.Unlink())
+		}
+		names = append(names, a.Name)
+	}
+	return names, nil
+}
+
+func (m *master) inventoryOptions() upgrade.InventoryOptions {
+	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Activated: upgrade.Activated()}
+}
+
+// borrow asks the master in charge for lanes.
+func (m *master) borrow(ctx context.Context, names []string, workers int) error {
+	for _, name := range names {
+		lanes, files, err := m.pred.Lanes(ctx, name, workers)
+		if err != nil {
+			return err
+		}
+		var sockets []workerpool.Socket
+		for i, f := range files {
+			inode, err := procfs.SocketInode(f)
+			if err != nil {
+				return fmt.Errorf("lane %s: %w", lanes[i], err)
+			}
+			sockets = append(sockets, workerpool.Socket{Name: name, Lane: lanes[i], Inode: inode, File: f})
+		}
+		m.gate.grant(name, sockets, len(lanes) < workers)
+	}
+	return nil
+}
+
+// ownsSender tells whether a process may speak for a worker: the worker itself or what descends from it.
+func ownsSender(worker, sender int) bool {
+	for range 32 { // deeper trees are none of a server's
+		if sender == worker {
+			return true
+		}
+		if sender <= 1 {
+			return false
+		}
+		s, err := procfs.ReadStat(sender)
+		if err != nil {
+			return false
+		}
+		if s.Group == worker {
+			return true // also when the process in between has gone
+		}
+		sender = s.Parent
+	}
+	return false
+}
+
+// The kinds of parcels that a master leaves to the next.
+const (
+	parcelMaster    = "master"
+	parcelInventory = "inventory"
+	parcelWorker    = "worker"
+	parcelQueue     = "queue"
+)
+
+// legacy is the parcel of the master itself.
+type legacy struct {
+	Next int `json:"next"` // the number of the next generation
+}
+
+type queueParcel struct {
+	Generation int `json:"generation"`
+}
+
+// inheritance is what the parcels hold.
+type inheritance struct {
+	legacy  legacy
+	state   upgrade.InventoryState
+	workers []workerpool.Record
+	queues  []queue
+}
+
+func unpack(parcels []upgrade.Parcel) (in inheritance, err error) {
+	for _, p := range parcels {
+		switch p.Kind {
+		case parcelMaster:
+			err = p.Open(&in.legacy)
+		case parcelInventory:
+			err = p.Open(&in.state)
+		case parcelWorker:
+			var r workerpool.Record
+			err = p.Open(&r)
+			r.Files = p.Files
+			in.workers = append(in.workers, r)
+		case parcelQueue:
+			var q queueParcel
+			if err = p.Open(&q); err == nil && len(p.Files) == 2 {
+				in.queues = append(in.queues, queue{generation: q.Generation, recv: p.Files[0], send: p.Files[1]})
+			}
+		default:
+			packet.CloseAll(p.Files) // of a newer or older version; it can do without, or would not have sent it
+		}
+		if err != nil {
+			return in, err
+		}
+	}
+	return in, nil
+}
+
+// takeCharge commits the upgrade: with an error nothing has changed hands.
+func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
+	var in inheritance
+	var inv *upgrade.Inventory
+	err := m.pred.Commit(ctx, func(parcels []upgrade.Parcel) (err error) {
+		if in, err = unpack(parcels); err != nil {
+			return err
+		}
+		if inv, err = upgrade.Restore(m.flip, in.state, m.gate.received(), m.inventoryOptions()); err != nil {
+			return err
+		}
+		return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\n" + generationField + "=" + strconv.Itoa(m.generation))
+	})
+	if err != nil {
+		return err
+	}
+	// There is no way back any more: what fails now is logged, and as much as can be goes on.
+	if err := m.state.to(Serving); err != nil {
+		return err
+	}
+	m.inv = inv
+	m.next = max(m.next, in.legacy.Next)
+	var old []workerpool.Info
+	for i := range in.workers {
+		old = append(old, in.workers[i].Info)
+	}
+	if err := m.gate.takeCharge(inv, old); err != nil {
+		m.log.Error("New connections cannot be steered", zap.Error(err))
+	}
+	m.pool.Adopt(in.workers)
+	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
+	close(charge)
+	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))
+	_ = tellParent("STATUS=" + m.statusLine())
+	m.pool.DrainOthers(m.order("a new generation serves", true))
+	return nil
+}
+
+// takesHandoffs tells whether a worker of this generation takes connections from its queue.
+func (m *master) takesHandoffs() bool {
+	for _, w := range m.pool.Workers() {
+		if w.Generation == m.generation && w.State == workerpool.Ready && w.Handoff {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *master) hasWorkers(generation int) bool {
+	for _, w := range m.pool.Workers() {
+		if w.Generation == generation {
+			return true
+		}
+	}
+	return false
+}
+
+// order is the order to drain. With handoff the workers get this generation's queue for their idle connections.
+func (m *master) order(why string, handoff bool) workerpool.Order {
+	o := workerpool.Order{Reason: why, Timeout: m.cfg.DrainTimeout, Extra: m.cfg.DrainExtra, Spread: m.cfg.CloseSpread}
+	if handoff {
+		o.Queue = m.queues.target
+	}
+	return o
+}

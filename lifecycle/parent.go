@@ -1,0 +1,282 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"gapless/internal/notify"
+	"gapless/internal/packet"
+	"gapless/internal/pidfd"
+	"gapless/internal/procfs"
+
+	"go.uber.org/zap"
+)
+
+// The parent's patience.
+const (
+	// overdueMaster is how long a master may live on after its successor has announced itself.
+	overdueMaster = 5 * time.Second
+	// undecidedMaster is how long a starting master may take to say what it does about its predecessor's death.
+	undecidedMaster = 10 * time.Second
+	// endedMaster is how long a master may take to end everything at once before the parent does it.
+	endedMaster = 5 * time.Second
+)
+
+// ParentConfig is what the parent needs to know; the masters read the rest by themselves.
+type ParentConfig struct {
+	Binary       string   // of the masters: the path by which gapless was started, so that a new binary there is taken
+	Args         []string // of the masters, after the binary
+	DrainTimeout time.Duration
+	PIDFile      string
+}
+
+// process is a master, as the parent knows it.
+type process struct {
+	*pidfd.Process
+	generation int
+	announced  bool // it has said MAINPID: it takes charge when the one before has been reaped
+	overdue    *time.Timer
+}
+
+type ended struct {
+	master *process
+	status pidfd.Status
+}
+
+// parent is the process that the user started: its PID never changes.
+type parent struct {
+	cfg ParentConfig
+	log *zap.Logger
+
+	sock    *notify.Socket
+	link    *packet.Conn
+	signals chan os.Signal
+	notes   chan notify.Message
+	acks    chan uint64
+	ends    chan ended
+	timeout chan *process // a master that is overdue
+	over    chan struct{} // closed when govern has ended and nobody listens any more
+	reaped  sync.Map      // statuses by PID, for kernels whose pidfds do not tell them
+
+	// The rest belongs to the goroutine of govern.
+	current  *process
+	masters  map[int]*process // all that live, by PID
+	orphaned *process         // the dead master in charge, until it is decided who follows
+	seq      uint64
+	unacked  []linkMessage
+	stopping int  // how often it was told to stop
+	inCharge bool // a master has been in charge
+	kill     <-chan time.Time
+	status   int
+}
+
+// RunParent runs the parent and returns the exit status for the process, and an error for people, if there is one that
+// no master has printed.
+func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
+	p := &parent{cfg: cfg, log: log, signals: make(chan os.Signal, 64), notes: make(chan notify.Message),
+		acks: make(chan uint64), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process)}
+	// First of all: before this line a USR2 would kill.
+	signal.Notify(p.signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT,
+		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a closed terminal or pipe is no reason to end
+	pidFile, err := lockPIDFile(cfg.PIDFile)
+	if err != nil {
+		return 1, err
+	}
+	defer pidFile.remove()
+	if err := becomeSubreaper(); err != nil {
+		return 1, err
+	}
+	if p.sock, err = notify.Listen(); err != nil {
+		return 1, err
+	}
+	defer p.sock.Close()
+	if err := p.startMaster(); err != nil {
+		return 1, err
+	}
+	defer p.link.Close()
+
+	g := NewGroup(log)
+	g.Add("reaper", p.reap)
+	g.Add("notify", p.hearNotes)
+	g.Add("link", p.hearAcks)
+	g.Add("parent", p.govern)
+	err = g.Run()
+	return p.status, err
+}
+
+// startMaster starts the first master.
+func (p *parent) startMaster() error {
+	mine, theirs, err := packet.Pair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	if p.link, err = packet.New(mine); err != nil {
+		return err
+	}
+	fd, err := packet.Descriptor(theirs)
+	if err != nil {
+		return err
+	}
+	// tableflip uses 3 and 4 in the masters that follow; the first one finds the link above.
+	const linkFD = 5
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	nullFD := null.Fd()
+	proc, err := pidfd.Start(p.cfg.Binary, append([]string{p.cfg.Binary}, p.cfg.Args...), &syscall.ProcAttr{
+		Env:   masterEnviron(os.Environ(), p.sock.Address(), linkFD),
+		Files: []uintptr{nullFD, os.Stdout.Fd(), os.Stderr.Fd(), nullFD, nullFD, uintptr(fd)},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return fmt.Errorf("start the master: %w", err)
+	}
+	p.current = p.adopt(proc, 1)
+	return nil
+}
+
+// adopt watches a master.
+func (p *parent) adopt(proc *pidfd.Process, generation int) *process {
+	m := &process{Process: proc, generation: generation}
+	p.masters[proc.PID()] = m
+	go func() { // ends with the process, or with govern
+		status := proc.Status()
+		if known, ok := p.reaped.Load(proc.PID()); ok && !status.Known {
+			status = known.(pidfd.Status)
+		}
+		select {
+		case p.ends <- ended{m, status}:
+		case <-p.over:
+		}
+	}()
+	return m
+}
+
+// hearNotes takes in what the masters say.
+func (p *parent) hearNotes(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { _ = p.sock.SetReadDeadline(time.Unix(1, 0)) })()
+	for {
+		m, err := p.sock.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, notify.ErrForeign):
+			continue
+		case err != nil:
+			return err
+		}
+		select {
+		case p.notes <- m:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// hearAcks takes in which signals were acted on.
+func (p *parent) hearAcks(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { _ = p.link.SetReadDeadline(time.Unix(1, 0)) })()
+	for {
+		var m linkMessage
+		files, err := p.link.Receive(&m)
+		packet.CloseAll(files)
+		if err != nil { // the end: no master is left, which their pidfds tell
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		select {
+		case p.acks <- m.Seq:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// govern is the parent's one loop. It returns when nothing is left to be a parent of.
+func (p *parent) govern(ctx context.Context) error {
+	defer close(p.over)
+	for {
+		select {
+		case sig := <-p.signals:
+			p.signal(sig.(syscall.Signal))
+		case m := <-p.notes:
+			if p.note(m) {
+				return p.end(ctx)
+			}
+		case seq := <-p.acks:
+			p.unacked = without(p.unacked, seq)
+		case e := <-p.ends:
+			if p.ended(e) {
+				return p.end(ctx)
+			}
+		case m := <-p.timeout:
+			p.overdue(m)
+		case <-p.kill:
+			p.kill = nil
+			p.log.Error("Master does not end; the parent ends everything")
+			_, _ = procfs.SignalDescendants(os.Getpid(), syscall.SIGKILL)
+		}
+	}
+}
+
+// signal passes a signal to whoever is in charge.
+func (p *parent) signal(sig syscall.Signal) {
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT:
+		if p.stopping++; p.stopping > 1 {
+			sig = syscall.SIGQUIT
+		}
+	case syscall.SIGQUIT:
+		p.stopping++
+	}
+	if sig == syscall.SIGQUIT && p.kill == nil {
+		p.kill = time.After(endedMaster)
+	}
+	p.seq++
+	m := linkMessage{Seq: p.seq, Signal: sig}
+	p.unacked = append(p.unacked, m)
+	p.send(m)
+}
+
+func (p *parent) send(m linkMessage) {
+	_ = p.link.SetWriteDeadline(time.Now().Add(time.Second)) // a master that does not read must not block its parent
+	if err := p.link.Send(m); err != nil {
+		p.log.Warn("signal not passed on; it is repeated to the next master", zap.Stringer("signal", m.Signal), zap.Error(err))
+	}
+}
+
+func without(ms []linkMessage, seq uint64) []linkMessage {
+	var left []linkMessage
+	for _, m := range ms {
+		if m.Seq != seq {
+			left = append(left, m)
+		}
+	}
+	return left
+}
+
+// masterEnviron is the environment of the masters. Without a manager's name of its own in it: a gapless under another
+// gapless must not take the outer one's link.
+func masterEnviron(environ []string, notifyAddress string, linkFD int) []string {
+	drop := map[string]bool{"NOTIFY_SOCKET": true, linkVariable: true, "WATCHDOG_USEC": true, "WATCHDOG_PID": true,
+		"TABLEFLIP_HAS_PARENT_7DIU3": true, roleVariable: true}
+	var env []string
+	for _, kv := range environ {
+		name, _, _ := cut(kv)
+		if !drop[name] {
+			env = append(env, kv)
+		}
+	}
+	return append(env, "NOTIFY_SOCKET="+notifyAddress, linkVariable+"="+strconv.Itoa(linkFD), roleVariable+"="+roleMaster)
+}

@@ -1,0 +1,257 @@
+package lifecycle
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"gapless/internal/notify"
+	"gapless/internal/pidfd"
+	"gapless/internal/procfs"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+)
+
+// sentinelField is in the message that the parent sends to itself: whatever a dead master had said comes before it.
+const sentinelField = "X_GAPLESS_SENTINEL"
+
+// The role of a process that was started with the arguments of `gapless run`: without the variable it is a parent.
+const (
+	roleVariable = "GAPLESS_ROLE"
+	roleMaster   = "master"
+)
+
+// IsMaster tells whether this process was started as a master.
+func IsMaster() bool { return os.Getenv(roleVariable) == roleMaster }
+
+func cut(kv string) (name, value string, ok bool) { return strings.Cut(kv, "=") }
+
+// note acts on a message to the notify socket; true: there is no master any more.
+func (p *parent) note(m notify.Message) bool {
+	if m.PID == os.Getpid() && m.Fields[sentinelField] != "" {
+		return p.decide()
+	}
+	from := p.masters[m.PID]
+	if g, ok := m.Fields[generationField]; ok && from == nil && descends(m.PID) {
+		generation, err := strconv.Atoi(g)
+		proc, openErr := pidfd.Open(m.PID)
+		if err != nil || openErr != nil {
+			return false // dead already, or nonsense
+		}
+		from = p.adopt(proc, generation)
+	}
+	if from == p.current && !p.inCharge && m.Fields["MAINPID"] == "" && m.Fields[generationField] != "" {
+		// Not earlier: a start that fails at the first look is one line on the terminal, and no story.
+		p.log.Info("Started parent process", fPID(os.Getpid()))
+	}
+	if from == nil {
+		p.log.Warn("notify message from a stranger ignored", fPID(m.PID))
+		return false
+	}
+	if m.Fields["MAINPID"] == strconv.Itoa(m.PID) {
+		if from == p.current {
+			p.inCharge = true
+		} else if !from.announced {
+			from.announced = true
+			if p.orphaned != nil {
+				return p.decide()
+			}
+			p.watchOver(p.current, overdueMaster)
+		}
+	}
+	if m.Ready() || m.Fields["STOPPING"] == "1" || m.Fields["STATUS"] != "" {
+		p.tellManager(m.Fields)
+	}
+	return false
+}
+
+// tellManager passes on what the manager above us, systemd, wants to know; without one it does nothing.
+func (p *parent) tellManager(fields map[string]string) {
+	var lines []string
+	for _, k := range []string{"READY", "STOPPING", "STATUS"} {
+		if v, ok := fields[k]; ok {
+			lines = append(lines, k+"="+v)
+		}
+	}
+	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
+		p.log.Warn("the service manager does not listen", zap.Error(err))
+	}
+}
+
+// watchOver has a master looked at again after d.
+func (p *parent) watchOver(m *process, d time.Duration) {
+	if m == nil || m.overdue != nil {
+		return
+	}
+	m.overdue = time.AfterFunc(d, func() {
+		select {
+		case p.timeout <- m:
+		case <-m.Done():
+		}
+	})
+}
+
+// overdue ends a master that should have ended.
+func (p *parent) overdue(m *process) {
+	p.log.Error("Master is overdue and is killed", fPID(m.PID()), fGeneration(m.generation))
+	_ = m.Signal(syscall.SIGKILL)
+}
+
+// ended follows a master's end; true: there is none left.
+func (p *parent) ended(e ended) bool {
+	m := e.master
+	delete(p.masters, m.PID())
+	if m.overdue != nil {
+		m.overdue.Stop()
+	}
+	m.Close()
+	if m != p.current {
+		// It never took charge. The master in charge ends what it started, unless it died as well.
+		go endSession(m.PID())
+		if p.orphaned != nil {
+			return p.decide()
+		}
+		return false
+	}
+	p.orphaned, p.current = m, nil
+	p.status = statusOf(e.status)
+	// Who follows is clear when all has been heard that was said before.
+	if err := p.tellSelf(); err != nil {
+		p.log.Error("cannot tell who follows", zap.Error(err))
+		return p.decide()
+	}
+	return false
+}
+
+// decide finds the successor of the dead master in charge; true: there is none.
+func (p *parent) decide() bool {
+	var undecided bool
+	for _, m := range p.masters {
+		if m.announced {
+			p.promote(m)
+			return false
+		}
+		// It decides: either it has been handed the charge and says so, or it ends itself.
+		p.watchOver(m, undecidedMaster)
+		undecided = true
+	}
+	return !undecided
+}
+
+// promote puts a master in charge.
+func (p *parent) promote(m *process) {
+	if m.overdue != nil {
+		m.overdue.Stop()
+		m.overdue = nil
+	}
+	p.log.Debug("master in charge", fPID(m.PID()), fGeneration(m.generation))
+	p.current, p.orphaned, p.inCharge, p.status = m, nil, true, 0
+	for _, msg := range p.unacked {
+		p.send(msg)
+	}
+}
+
+// statusOf is the exit status that stands for a master's end.
+func statusOf(s pidfd.Status) int {
+	if !s.Known || s.Signal != 0 {
+		return 1
+	}
+	return s.Code
+}
+
+// end follows the last master: what is left drains, then it is killed. Nothing that the parent started outlives it.
+func (p *parent) end(ctx context.Context) error {
+	if p.stopping > 0 && p.status == 0 || !p.inCharge {
+		// In order, or never begun: the master has left nobody, and what it has left must go.
+		_, _ = procfs.SignalDescendants(os.Getpid(), syscall.SIGKILL)
+		p.waitForOrphans(ctx, 0)
+		return nil
+	}
+	p.log.Error("The master has ended; gapless drains and ends", zap.Int("status", p.status))
+	if p.status == 0 {
+		p.status = 1
+	}
+	_, _ = procfs.SignalDescendants(os.Getpid(), syscall.SIGTERM)
+	p.waitForOrphans(ctx, p.cfg.DrainTimeout)
+	return nil
+}
+
+// waitForOrphans waits until the parent has no living descendant; after limit (0: at once) and on a signal to stop it
+// kills them.
+func (p *parent) waitForOrphans(ctx context.Context, limit time.Duration) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(limit)
+	for rounds := 0; ; rounds++ {
+		left, err := procfs.Descendants(os.Getpid())
+		living := 0
+		for _, s := range left {
+			if !s.Dead() {
+				living++
+			}
+		}
+		if err != nil || living == 0 || rounds > 0 && time.Since(deadline) > endWait {
+			return
+		}
+		if time.Now().After(deadline) {
+			_, _ = procfs.SignalDescendants(os.Getpid(), syscall.SIGKILL)
+		}
+		select {
+		case <-tick.C:
+		case <-p.signals:
+			deadline = time.Now()
+		case e := <-p.ends:
+			e.master.Close()
+		case <-p.notes:
+		case <-p.acks:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reap waits for every child: those that it started, and the orphans that come to it as subreaper.
+func (p *parent) reap(ctx context.Context) error {
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	defer signal.Stop(children)
+	for {
+		for {
+			var ws syscall.WaitStatus
+			pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+			if err == syscall.EINTR {
+				continue
+			}
+			if err != nil || pid <= 0 {
+				break
+			}
+			p.reaped.Store(pid, pidfd.FromWaitStatus(ws))
+			p.log.Debug("reaped", fPID(pid), zap.Stringer("status", pidfd.FromWaitStatus(ws)))
+		}
+		select {
+		case <-children:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// descends tells whether a process is one of ours.
+func descends(pid int) bool {
+	for range 64 {
+		if pid == os.Getpid() {
+			return true
+		}
+		s, err := procfs.ReadStat(pid)
+		if err != nil || s.Parent <= 1 && os.Getpid() != 1 {
+			return false
+		}
+		pid = s.Parent
+	}
+	return false
+}

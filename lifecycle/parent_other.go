@@ -1,0 +1,11 @@
+//go:build !linux
+
+package lifecycle
+
+import "errors"
+
+var errLinux = errors.New("gapless run needs Linux: masters and workers are watched through pidfds")
+
+func becomeSubreaper() error { return errLinux }
+
+func (p *parent) tellSelf() error { return errLinux }

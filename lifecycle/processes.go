@@ -1,0 +1,78 @@
+package lifecycle
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"gapless/internal/procfs"
+)
+
+// tableflipChild is in the environment of every process that tableflip starts, and of no other.
+const tableflipChild = "TABLEFLIP_HAS_PARENT_7DIU3=yes"
+
+// endWait bounds how long ended processes are waited for: KILL takes effect at once, unless one hangs in the kernel.
+const endWait = 2 * time.Second
+
+// childMaster finds the process that tableflip has started when it has not told its PID: tableflip keeps it to itself.
+func childMaster() int {
+	children, err := procfs.Children(os.Getpid())
+	if err != nil {
+		return 0
+	}
+	for _, pid := range children {
+		if yes, err := procfs.EnvironHas(pid, tableflipChild); err == nil && yes {
+			return pid
+		}
+	}
+	return 0
+}
+
+// endGeneration ends what is left of a generation that never took charge, whose master has or had this PID (0: it is
+// looked for), and returns when it is gone.
+func endGeneration(pid int) {
+	if pid == 0 {
+		if pid = childMaster(); pid == 0 {
+			return
+		}
+	}
+	// Stopped, it cannot fork while its descendants are counted. What has already lost its parent is in its session.
+	_ = procfs.SignalChild(pid, syscall.SIGSTOP)
+	_, _ = procfs.SignalDescendants(pid, syscall.SIGKILL)
+	endSession(pid)
+	_ = procfs.SignalChild(pid, syscall.SIGKILL)
+}
+
+// endSession ends all processes of a session and waits for their end.
+func endSession(session int) {
+	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		_, _ = procfs.SignalSession(session, syscall.SIGKILL)
+		members, err := procfs.SessionMembers(session)
+		living := 0
+		for _, s := range members {
+			if !s.Dead() {
+				living++
+			}
+		}
+		if err != nil || living == 0 {
+			return
+		}
+	}
+}
+
+// catches tells whether a process handles a signal, rather than dying of it.
+func catches(pid int, sig syscall.Signal) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		if mask, ok := strings.CutPrefix(line, "SigCgt:"); ok {
+			bits, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return err == nil && bits&(1<<(uint(sig)-1)) != 0
+		}
+	}
+	return false
+}

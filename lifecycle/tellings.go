@@ -1,0 +1,86 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"go.uber.org/zap"
+)
+
+// observe logs a worker's change of state, once.
+func (m *master) observe(e workerpool.Event) {
+	fields := []zap.Field{fPID(e.PID), zap.Int("worker", e.Slot), fGeneration(e.Generation)}
+	log := m.log
+	if e.State == workerpool.Starting {
+		log.Info("Started worker process", fields...)
+		return
+	}
+	fields = append(fields, zap.Stringer("from", e.From), zap.Stringer("state", e.State), zap.Duration("took", e.Took))
+	if e.Reason != "" {
+		fields = append(fields, zap.String("reason", e.Reason))
+	}
+	switch e.State {
+	case workerpool.Ready:
+		log.Info("Worker is ready", fields...)
+	case workerpool.Draining:
+		log.Info("Worker drains", fields...)
+	case workerpool.Killing:
+		log.Warn("Worker killed", fields...)
+	case workerpool.Exited:
+		log.Info("Finished worker process", fields...)
+	case workerpool.Starting:
+	}
+}
+
+// banner tells a person on a terminal what runs and what to type.
+func (m *master) banner() string {
+	parent := os.Getppid()
+	var b strings.Builder
+	name := "the built-in app"
+	if len(m.cfg.Command) > 0 {
+		name = strings.Join(m.cfg.Command, " ")
+	}
+	fmt.Fprintf(&b, "\n  gapless %s serves %s\n\n", m.cfg.Version, name)
+	for _, a := range m.inv.Addresses() {
+		fmt.Fprintf(&b, "    %-9s %s  (%s)\n", "address", urlOf(a), m.accepting(a.Name))
+	}
+	fmt.Fprintf(&b, "    %-9s %d\n    %-9s %d\n", "workers", m.cfg.Workers, "parent", parent)
+	fmt.Fprintf(&b, "    %-9s kill -USR2 %d\n    %-9s Ctrl-C, or kill %d\n\n", "upgrade", parent, "stop", parent)
+	return b.String()
+}
+
+// accepting says how the workers share an address, and why if not as asked.
+func (m *master) accepting(address string) string {
+	mode := m.inv.Mode(address)
+	if ok, why := m.inv.Steerable(address); !ok {
+		return fmt.Sprintf("one socket for all workers: %s", why)
+	}
+	if mode == upgrade.ModeShared {
+		return "one lane per generation"
+	}
+	return "a lane per worker"
+}
+
+// urlOf is what a person can open.
+func urlOf(a upgrade.Address) string {
+	if strings.HasPrefix(a.Network, "unix") {
+		return "unix:" + a.Addr
+	}
+	addr := a.Addr
+	addr = strings.Replace(addr, "[::]:", "localhost:", 1)
+	addr = strings.Replace(addr, "0.0.0.0:", "localhost:", 1)
+	return "http://" + addr
+}
+
+// statusLine is the one line that systemctl status shows.
+func (m *master) statusLine() string {
+	var addrs []string
+	for _, a := range m.inv.Addresses() {
+		addrs = append(addrs, urlOf(a))
+	}
+	return fmt.Sprintf("generation %d serves %s with %d workers", m.generation, strings.Join(addrs, ", "), m.cfg.Workers)
+}
