@@ -1,12 +1,12 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"sync"
+	"time"
 
 	"gapless/upgrade"
 	"gapless/workerpool"
@@ -17,35 +17,34 @@ import (
 // gate gives workers their lanes and lanes their share of new connections. It is the pool's Gate.
 //
 // Before the commit of an upgrade the inventory belongs to the master in charge: the gate then only knows the lanes
-// that it was granted, and nothing is admitted. takeCharge gives it the inventory.
+// that it was granted, and admits nobody. takeCharge gives it the inventory.
 type gate struct {
 	generation int
 	log        *zap.Logger
-	settle     func(w workerpool.Info, lanes []*upgrade.Lane) // waits until what the worker was given is read
+	ceiling    time.Duration // of settling
 
-	mu    sync.Mutex
-	inv   *upgrade.Inventory // nil before the commit
-	names []string           // of the addresses, in order
-	// lanes of this generation by slot, one for each address. A slot keeps its lanes over restarts.
-	slots map[int][]workerpool.Socket
-	// shared holds the one lane of an address whose mode is not steered.
-	shared map[string]workerpool.Socket
-	// granted holds the lanes that the master in charge gave us before the commit and no slot has taken.
-	granted map[string][]workerpool.Socket
-	// serving counts, by lane, the workers of all generations that have it.
-	serving map[string]int
+	mu      sync.Mutex
+	inv     *upgrade.Inventory             // nil before the commit
+	names   []string                       // of the addresses, in order
+	granted map[string][]workerpool.Socket // by address: lanes from the master in charge that no worker has
+	files   map[string]*os.File            // by lane: all that were granted
+	shared  map[string]workerpool.Socket   // by address: the one lane, where workers do not have their own
+	serving map[string]int                 // by lane: how many workers of all generations have it
 }
 
-func newGate(generation int, inv *upgrade.Inventory, names []string, log *zap.Logger) *gate {
-	return &gate{generation: generation, inv: inv, names: names, log: log,
-		slots: make(map[int][]workerpool.Socket), shared: make(map[string]workerpool.Socket),
-		granted: make(map[string][]workerpool.Socket), serving: make(map[string]int)}
+func newGate(generation int, inv *upgrade.Inventory, names []string, ceiling time.Duration, log *zap.Logger) *gate {
+	return &gate{generation: generation, inv: inv, names: names, ceiling: ceiling, log: log,
+		granted: make(map[string][]workerpool.Socket), files: make(map[string]*os.File),
+		shared: make(map[string]workerpool.Socket), serving: make(map[string]int)}
 }
 
-// grant adds lanes for workers to come. shared says that all workers of the generation share the one lane.
+// grant adds lanes for workers to come. shared says that all workers of the generation have the one lane.
 func (g *gate) grant(address string, sockets []workerpool.Socket, shared bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for _, s := range sockets {
+		g.files[s.Lane] = s.File
+	}
 	if shared && len(sockets) > 0 {
 		g.shared[address] = sockets[0]
 		return
@@ -53,22 +52,17 @@ func (g *gate) grant(address string, sockets []workerpool.Socket, shared bool) {
 	g.granted[address] = append(g.granted[address], sockets...)
 }
 
-// Sockets returns one socket for each address.
-func (g *gate) Sockets(slot int) ([]workerpool.Socket, error) {
+// received returns the descriptors of the lanes that were granted, by lane. They are the caller's from then on.
+func (g *gate) received() map[string]*os.File {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if have := g.slots[slot]; have != nil {
-		if g.inv != nil {
-			for _, s := range have {
-				// After a death the lane is out of the program; what is queued on it is the replacement's.
-				if err := g.inv.Reuse(s.Lane); err != nil {
-					return nil, err
-				}
-			}
-		}
-		g.count(have, 1)
-		return have, nil
-	}
+	return g.files
+}
+
+// Sockets returns one socket for each address.
+func (g *gate) Sockets(int) ([]workerpool.Socket, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	var got []workerpool.Socket
 	for _, name := range g.names {
 		s, err := g.take(name)
@@ -77,8 +71,9 @@ func (g *gate) Sockets(slot int) ([]workerpool.Socket, error) {
 		}
 		got = append(got, s)
 	}
-	g.slots[slot] = got
-	g.count(got, 1)
+	for _, s := range got {
+		g.serving[s.Lane]++
+	}
 	return got, nil
 }
 
@@ -86,12 +81,20 @@ func (g *gate) take(address string) (workerpool.Socket, error) {
 	if s, ok := g.shared[address]; ok {
 		return s, nil
 	}
-	if granted := g.granted[address]; len(granted) > 0 {
+	if g.inv == nil {
+		granted := g.granted[address]
+		if len(granted) == 0 {
+			return workerpool.Socket{}, fmt.Errorf("the master in charge granted too few lanes of %s", address)
+		}
 		g.granted[address] = granted[1:]
 		return granted[0], nil
 	}
-	if g.inv == nil {
-		return workerpool.Socket{}, fmt.Errorf("the master in charge granted too few lanes of %s", address)
+	// A lane that stayed in the program after its worker's death, because it was the last one, comes first:
+	// connections wait there.
+	for _, l := range g.inv.Lanes(address) {
+		if l.State() == upgrade.LaneActive && g.serving[l.Name()] == 0 {
+			return socketOf(l), nil
+		}
 	}
 	lanes, err := g.inv.Take(address, 1)
 	if err != nil {
@@ -108,13 +111,7 @@ func socketOf(l *upgrade.Lane) workerpool.Socket {
 	return workerpool.Socket{Name: l.Address().Name, Lane: l.Name(), Inode: l.Inode(), File: l.File()}
 }
 
-func (g *gate) count(sockets []workerpool.Socket, by int) {
-	for _, s := range sockets {
-		g.serving[s.Lane] += by
-	}
-}
-
-// Admit puts the worker's lanes into the program.
+// Admit puts the worker's lanes into the program, and takes those out that only waited for a worker.
 func (g *gate) Admit(w workerpool.Info) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -125,25 +122,10 @@ func (g *gate) Admit(w workerpool.Info) error {
 	for _, name := range w.Lanes {
 		activate[name] = 1
 	}
-	return g.inv.Switch(activate, nil)
-}
-
-// received returns the descriptors of the lanes that were granted, by lane.
-func (g *gate) received() map[string]*os.File {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	files := make(map[string]*os.File)
-	for _, sockets := range g.slots {
-		for _, s := range sockets {
-			files[s.Lane] = s.File
-		}
+	if err := g.inv.Switch(activate, nil); err != nil {
+		return err
 	}
-	for _, sockets := range g.granted {
-		for _, s := range sockets {
-			files[s.Lane] = s.File
-		}
-	}
-	return files
+	return g.sweep()
 }
 
 // takeCharge gives the gate the inventory, and this generation all new connections, by one change of each program.
@@ -153,19 +135,25 @@ func (g *gate) takeCharge(inv *upgrade.Inventory, old []workerpool.Info) error {
 	defer g.mu.Unlock()
 	g.inv = inv
 	mine := make(map[string]int)
-	for slot, sockets := range g.slots {
-		for i, s := range sockets {
-			l := inv.Lane(s.Lane)
-			if l == nil {
-				return fmt.Errorf("lane %s of worker %d: %w", s.Lane, slot, upgrade.ErrUnknown)
-			}
-			sockets[i] = socketOf(l) // the inventory's copy of the descriptor outlives the granted one
-			mine[s.Lane] = 1
+	for lane, n := range g.serving {
+		if n > 0 {
+			mine[lane] = 1
 		}
 	}
-	for i, address := range g.names {
-		if inv.Mode(address) != upgrade.ModeSteered && len(g.slots) > 0 {
-			g.shared[address] = g.slots[0][i] // of whatever slot: they have the same
+	for address, s := range g.shared {
+		if l := inv.Lane(s.Lane); l != nil {
+			g.shared[address] = socketOf(l)
+		}
+	}
+	for _, name := range g.names {
+		// With one worker the grant did not tell that all workers to come shall share it.
+		if _, known := g.shared[name]; known || inv.Mode(name) == upgrade.ModeSteered {
+			continue
+		}
+		for _, l := range inv.Lanes(name) {
+			if mine[l.Name()] > 0 {
+				g.shared[name] = socketOf(l)
+			}
 		}
 	}
 	for _, w := range old {
@@ -174,29 +162,51 @@ func (g *gate) takeCharge(inv *upgrade.Inventory, old []workerpool.Info) error {
 		}
 	}
 	var withdraw []string
-	for _, a := range inv.Addresses() {
-		for _, l := range inv.Lanes(a.Name) {
-			if _, ours := mine[l.Name()]; !ours && l.State() == upgrade.LaneActive {
-				withdraw = append(withdraw, l.Name())
-			}
+	for _, l := range g.lanes() {
+		if mine[l.Name()] == 0 && l.State() == upgrade.LaneActive {
+			withdraw = append(withdraw, l.Name())
 		}
 	}
 	if err := inv.Switch(mine, withdraw); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		return err
 	}
-	g.sweep()
-	return nil
+	return g.sweep()
 }
 
-// sweep frees lanes that nobody has: of workers that died while nobody could act on it.
-func (g *gate) sweep() {
+// lanes returns all lanes. The lock is held, and the inventory there.
+func (g *gate) lanes() []*upgrade.Lane {
+	var all []*upgrade.Lane
 	for _, a := range g.inv.Addresses() {
-		for _, l := range g.inv.Lanes(a.Name) {
-			if s := l.State(); g.serving[l.Name()] == 0 && (s == upgrade.LaneDraining || s == upgrade.LaneStarting) {
-				g.release(l.Name())
-			}
+		all = append(all, g.inv.Lanes(a.Name)...)
+	}
+	return all
+}
+
+// sweep takes the lanes out of the program that no worker has, and frees them: whoever still arrives there is passed on.
+func (g *gate) sweep() error {
+	var errs []error
+	for _, l := range g.lanes() {
+		if g.serving[l.Name()] == 0 && l.State() != upgrade.LaneFree {
+			errs = append(errs, g.vacate(l.Name()))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// vacate frees a lane. The last active one of its address stays in the program: connections that wait for the next
+// worker are better off than those that go nowhere.
+func (g *gate) vacate(lane string) error {
+	if l := g.inv.Lane(lane); l.State() == upgrade.LaneActive {
+		if err := g.inv.Switch(nil, []string{lane}); errors.Is(err, upgrade.ErrLastLane) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if l.State() == upgrade.LaneActive { // a plain one
+			return nil
+		}
+	}
+	return g.inv.Release(lane)
 }
 
 // Withdraw takes the worker's lanes out of the program, unless others serve them too, and waits until what it was given
@@ -221,61 +231,61 @@ func (g *gate) Withdraw(w workerpool.Info) {
 		lanes = append(lanes, l)
 	}
 	// The last lanes of an address stay in: that is the full stop, where connections are taken to the end.
-	if err := inv.Switch(nil, out); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
-		g.log.Error("lanes cannot be withdrawn", zap.Strings("lanes", out), zap.Error(err))
+	err := inv.Switch(nil, out)
+	if err != nil && !errors.Is(err, upgrade.ErrLastLane) {
+		g.log.Error("Lanes cannot be withdrawn", zap.Strings("lanes", out), zap.Error(err))
 	}
 	g.mu.Unlock()
-	if g.settle != nil && len(lanes) > 0 {
-		g.settle(w, lanes)
+
+	ctx, cancel := context.WithTimeout(context.Background(), g.ceiling)
+	defer cancel()
+	until, _ := ctx.Deadline()
+	for _, l := range lanes {
+		if l.State() == upgrade.LaneActive {
+			continue // it still gets connections, so that it never would be empty
+		}
+		reader := w.PID
+		if w.Handoff {
+			reader = 0 // what it has accepted it reads or hands on; only what nobody has accepted counts
+		}
+		if _, err := inv.Settle(ctx, l, reader, time.Until(until)); err != nil && ctx.Err() == nil {
+			g.log.Warn("Lane cannot be watched while it empties", zap.String("lane", l.Name()), zap.Error(err))
+		}
 	}
 }
 
-// Release follows a worker's end. A lane of a slot stays the slot's for the replacement; that of a worker that was
-// drained is free.
-func (g *gate) Release(w workerpool.Info, was workerpool.State) {
+// Release follows a worker's end: a lane that no other worker has is free.
+func (g *gate) Release(w workerpool.Info, _ workerpool.State) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	drained := was == workerpool.Draining || w.Generation != g.generation
-	if sockets := g.slots[w.Slot]; drained && w.Generation == g.generation &&
-		slices.EqualFunc(sockets, w.Lanes, func(s workerpool.Socket, lane string) bool { return s.Lane == lane }) {
-		delete(g.slots, w.Slot)
-	}
-	for _, lane := range w.Lanes {
+	for i, lane := range w.Lanes {
 		if g.serving[lane]--; g.serving[lane] > 0 {
 			continue
 		}
 		delete(g.serving, lane)
-		if g.inv == nil {
-			continue
-		}
-		// Dead or drained, it takes no connections any more.
-		if l := g.inv.Lane(lane); l != nil && l.State() == upgrade.LaneActive {
-			if err := g.inv.Switch(nil, []string{lane}); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
-				g.log.Error("lane of a dead worker cannot be withdrawn", zap.String("lane", lane), zap.Error(err))
+		switch {
+		case g.inv != nil:
+			if err := g.vacate(lane); err != nil {
+				g.log.Error("Lane of a worker that has gone cannot be freed", zap.String("lane", lane), zap.Error(err))
+			}
+		case i < len(g.names):
+			// Before the commit, for the worker's replacement.
+			if _, shared := g.shared[g.names[i]]; !shared {
+				s := workerpool.Socket{Name: g.names[i], Lane: lane, File: g.files[lane], Inode: w.Inodes[i]}
+				g.granted[g.names[i]] = append(g.granted[g.names[i]], s)
 			}
 		}
-		if drained {
-			g.release(lane)
-		}
 	}
 }
 
-func (g *gate) release(lane string) {
-	if l := g.inv.Lane(lane); l == nil || l.State() == upgrade.LaneActive || l.State() == upgrade.LaneFree {
-		return // the last active one stays in the program
-	}
-	if err := g.inv.Release(lane); err != nil {
-		g.log.Error("lane cannot be freed", zap.String("lane", lane), zap.Error(err))
-	}
-}
-
-// lend opens lanes for a generation that is starting, and remembers nothing: take back with returnLanes.
+// lend takes lanes for a generation that is starting; returnLanes takes them back if it fails.
 func (g *gate) lend(address string, count int) (names []string, lanes []*upgrade.Lane, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	lanes, err = g.inv.Take(address, count)
 	for _, l := range lanes {
 		names = append(names, l.Name())
+		g.serving[l.Name()]++ // so that nobody sweeps it
 	}
 	return names, lanes, err
 }
@@ -284,16 +294,13 @@ func (g *gate) lend(address string, count int) (names []string, lanes []*upgrade
 func (g *gate) returnLanes(names []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
-		if g.serving[name] == 0 {
-			g.release(name)
+	for _, name := range names {
+		if g.serving[name]--; g.serving[name] > 0 {
+			continue
+		}
+		delete(g.serving, name)
+		if err := g.vacate(name); err != nil {
+			g.log.Error("Lane of an aborted upgrade cannot be freed", zap.String("lane", name), zap.Error(err))
 		}
 	}
-}
-
-// inService returns the lanes that workers have, for logs and tests.
-func (g *gate) inService() map[string]int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return maps.Clone(g.serving)
 }

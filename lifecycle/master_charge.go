@@ -11,7 +11,6 @@ import (
 
 	"gapless/internal/packet"
 	"gapless/upgrade"
-	"gapless/workerpool"
 
 	"go.uber.org/zap"
 )
@@ -266,6 +265,3 @@ func (o *owner) Thaw() {
 	m.link.resume()
 	_ = m.state.to(Upgrading)
 }
-
-// settle waits until what a worker that has been withdrawn was given is read.
-func (m *master) settle(workerpool.Info, []*upgrade.Lane) {}

@@ -44,8 +44,7 @@ func (m *master) start(ctx context.Context) error {
 			names = append(names, a.Name)
 		}
 	}
-	m.gate = newGate(m.generation, m.inv, names, m.log)
-	m.gate.settle = m.settle
+	m.gate = newGate(m.generation, m.inv, names, m.cfg.Settle, m.log)
 
 	env := workerEnviron(os.Environ(), rel.dirName)
 	if len(m.cfg.BeforeStart) > 0 {

@@ -92,7 +92,8 @@ func (c connection) read() int64 { return int64(c.received) - int64(c.unread) }
 
 // Settle waits until nothing is unread that was on its way to a lane when it left the program, so that a stop signal can
 // cost no request: each connection that was half-open, queued, or accepted but unread by the worker pid (or one of its
-// descendants) has delivered its first bytes to it, or is gone. Connections that another process accepted do not count.
+// descendants) has delivered its first bytes to it, or is gone. Connections that another process accepted do not count;
+// with pid 0 none that has been accepted does, which is enough for a worker that loses none of those.
 //
 // It is called after Switch has withdrawn the lane. After ceiling it gives up and returns how many connections are left
 // (clients that connect and say nothing); with a ceiling of 0 or less it only counts. A plain lane is shared with the

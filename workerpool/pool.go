@@ -183,7 +183,7 @@ func (p *Pool) launch(slot int) (w *worker, err error) {
 	inodes := make(map[uint64]bool, len(sockets))
 	for _, s := range sockets {
 		info.Lanes = append(info.Lanes, s.Lane)
-		info.Sockets = append(info.Sockets, s.Name)
+		info.Inodes = append(info.Inodes, s.Inode)
 		inodes[s.Inode] = true
 	}
 	var cleanup []func()

@@ -28,7 +28,7 @@ func (id ID) String() string { return fmt.Sprintf("%d (pid %d)", id.Slot, id.PID
 type Info struct {
 	ID
 	Lanes   []string  `json:"lanes"`
-	Sockets []string  `json:"sockets,omitempty"` // names of the sockets, for its queue
+	Inodes  []uint64  `json:"inodes"` // of the lanes' sockets
 	State   State     `json:"state"`
 	Since   time.Time `json:"since"`
 	Started time.Time `json:"started"`
