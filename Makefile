@@ -1,0 +1,57 @@
+# `make` alone prints this help.
+GO      ?= go
+TESTFLAGS ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VULN     = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test soak bench check lint vet tidy fuzz test-deps clean
+
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: bin/gapless ## Build bin/gapless
+
+bin/gapless: $(shell find . -name '*.go' -o -name '*.html' -o -name go.mod | grep -v _test.go)
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@.new ./cmd/gapless
+	@mv $@.new $@ # renamed into place, so that a running gapless keeps its own file
+
+run: build ## Build, and run the built-in app with four workers on port 8000
+	exec bin/gapless run -w 4 --port 8000
+
+test: ## Run all tests in their reduced counts
+	$(GO) test -race -shuffle=on -timeout 20m $(TESTFLAGS) ./...
+
+soak: ## Run all tests in their full counts (takes long)
+	GAPLESS_SOAK=1 $(GO) test -race -shuffle=on -timeout 120m -v ./test/... ./upgrade/... .
+
+bench: build ## Print the figures of the README (nothing else should run meanwhile)
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench
+
+check: tidy vet lint test ## What CI runs: tidy, vet, lint and tests
+
+vet: ## Vet for Linux, and build for macOS
+	$(GO) vet ./...
+	GOOS=darwin $(GO) vet ./...
+
+lint: ## Lint, and hold the lines between the packages
+	$(GO) run $(GOLANGCI) run ./...
+
+tidy: ## Fail if go.mod or go.sum are not tidy
+	$(GO) mod tidy -diff
+
+fuzz: ## Fuzz each parser for 20 s
+	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
+
+test-deps: ## Install the servers that the tests run as workers (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client
+	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
+
+clean: ## Remove what was built
+	rm -rf bin
