@@ -1,0 +1,12 @@
+//go:build !linux
+
+package relay
+
+import (
+	"errors"
+	"os"
+)
+
+func accept(*os.File) (*os.File, error) {
+	return nil, errors.New("relaying is not supported on this operating system")
+}

@@ -1,0 +1,374 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gapless/internal/handoff"
+	"gapless/internal/packet"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs a relay in this process until the test ends. done carries what Run returned.
+func start(t *testing.T) (master *Client, done <-chan error, cut context.CancelFunc) {
+	t.Helper()
+	a, b, err := packet.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := make([]*packet.Conn, 2)
+	for i, f := range []*os.File{a, b} {
+		if conns[i], err = packet.New(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cut := context.WithCancel(context.Background())
+	result := make(chan error, 1)
+	var running sync.WaitGroup
+	running.Go(func() { result <- Run(ctx, Config{Orders: conns[1]}) })
+	master = NewClient(conns[0])
+	t.Cleanup(func() { cut(); running.Wait(); _ = master.Close() })
+	return master, result, cut
+}
+
+// listen opens a listener that ends with the test, and returns a file of it as well.
+func listen(t *testing.T, network, addr string) (net.Listener, *os.File) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, ok := l.(syscall.Conn)
+	if !ok {
+		t.Fatalf("%T", l)
+	}
+	f, err := packet.Dup(conn, "listener")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close(); _ = f.Close() })
+	return l, f
+}
+
+func dial(t *testing.T, l net.Listener) stream {
+	t.Helper()
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.DialContext(t.Context(), l.Addr().Network(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	s, ok := c.(stream)
+	if !ok {
+		t.Fatalf("%T", c)
+	}
+	return s
+}
+
+// serve answers every connection of a listener by f until the test ends.
+func serve(t *testing.T, l net.Listener, f func(stream)) {
+	t.Helper()
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			done.Go(func() { f(c.(stream)); _ = c.Close() })
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); done.Wait() })
+}
+
+func echo(c stream) { _, _ = io.Copy(c, c) }
+
+func target(l net.Listener) Target {
+	return Target{Listener: "web", Network: l.Addr().Network(), Addr: l.Addr().String()}
+}
+
+func ends(t *testing.T, done <-chan error) {
+	t.Helper()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the relay does not end")
+	}
+}
+
+func TestRelay_CarriesBothWays(t *testing.T) {
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
+	for _, addr := range []struct{ network, addr string }{
+		{"tcp", "127.0.0.1:0"},
+		{"tcp", "[::1]:0"},
+		{"tcp4", "0.0.0.0:0"},
+		{"tcp", "[::]:0"},
+		{"unix", filepath.Join(t.TempDir(), "s")},
+	} {
+		t.Run(addr.addr, func(t *testing.T) {
+			master, done, _ := start(t)
+			free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+			active, _ := listen(t, addr.network, addr.addr)
+			serve(t, active, echo)
+			const n = 20
+			var clients sync.WaitGroup
+			for range n {
+				c := dial(t, free)
+				clients.Go(func() {
+					clients.Go(func() {
+						if _, err := c.Write(big); err != nil {
+							t.Error(err)
+						}
+						if err := c.CloseWrite(); err != nil { // the echo ends only if this is passed on
+							t.Error(err)
+						}
+					})
+					if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, big) {
+						t.Errorf("%d bytes back, %v", len(got), err)
+					}
+				})
+			}
+			if err := master.Sweep(target(active), freeFile); err != nil {
+				t.Fatal(err)
+			}
+			if err := master.Drain(); err != nil {
+				t.Fatal(err)
+			}
+			clients.Wait()
+			ends(t, done)
+			var last Status
+			for {
+				s, err := master.Status()
+				if err != nil {
+					break
+				}
+				last = s
+			}
+			if want := (Status{Taken: n}); last != want {
+				t.Errorf("last status %+v, want %+v", last, want)
+			}
+		})
+	}
+}
+
+func TestRelay_HandsOffWithTheClientsAddress(t *testing.T) {
+	master, done, _ := start(t)
+	free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+	active, _ := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, active, func(c stream) { _, _ = io.WriteString(c, "relayed") })
+	recv, send, err := handoff.NewPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = send.Close() }()
+	receiver, err := handoff.NewReceiver(recv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = receiver.Close() }()
+	if err := master.UseQueue(send); err != nil {
+		t.Fatal(err)
+	}
+	client := dial(t, free)
+	if _, err := io.WriteString(client, "early"); err != nil {
+		t.Fatal(err)
+	}
+	if err := master.Sweep(target(active), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	got, err := receiver.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := got.NetConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close() }()
+	if got.Listener != "web" || server.RemoteAddr().String() != client.LocalAddr().String() {
+		t.Fatalf("listener %q, peer %s; want web, %s", got.Listener, server.RemoteAddr(), client.LocalAddr())
+	}
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(server, buf); err != nil || string(buf) != "early" {
+		t.Fatalf("read %q, %v", buf, err)
+	}
+	// Without a queue again, it is relayed.
+	if err := master.UseQueue(nil); err != nil {
+		t.Fatal(err)
+	}
+	second := dial(t, free)
+	if err := master.Sweep(target(active), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(second); string(text) != "relayed" || err != nil {
+		t.Fatalf("read %q, %v", text, err)
+	}
+	_ = second.Close()
+	if err := master.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, done)
+}
+
+func TestRelay_CarriesGivenConnections(t *testing.T) {
+	master, done, _ := start(t)
+	free, _ := listen(t, "tcp", "127.0.0.1:0")
+	active, _ := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, active, echo)
+	client := dial(t, free)
+	accepted, err := free.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := packet.Dup(accepted.(stream), "connection")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := master.Carry(target(active), f); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = f.Close(), accepted.Close()
+	if err := master.Close(); err != nil { // no order any more: it drains by itself
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(client, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("it ended while it carried: %v", err)
+	default:
+	}
+	_ = client.Close()
+	ends(t, done)
+}
+
+func TestRelay_PassesOnHowAConnectionEnds(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		server func(stream)
+		client func(*testing.T, stream)
+	}{
+		{"the server resets", func(c stream) { _, _ = c.Read(make([]byte, 1)); reset(c) }, func(t *testing.T, c stream) {
+			if _, err := io.WriteString(c, "xyz"); err != nil {
+				t.Error(err)
+			}
+			if text, _ := io.ReadAll(c); len(text) > 0 {
+				t.Errorf("read %q", text)
+			}
+		}},
+		{"the client resets", echo, func(_ *testing.T, c stream) { reset(c) }},
+		{"the server answers early", func(c stream) {
+			_, _ = io.WriteString(c, "413")
+			_ = c.CloseWrite()
+			_, _ = io.Copy(io.Discard, c)
+		}, func(t *testing.T, c stream) {
+			if text, err := io.ReadAll(c); string(text) != "413" || err != nil {
+				t.Errorf("read %q, %v", text, err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			master, done, _ := start(t)
+			free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+			active, _ := listen(t, "tcp", "127.0.0.1:0")
+			serve(t, active, tc.server)
+			c := dial(t, free)
+			if err := master.Sweep(target(active), freeFile); err != nil {
+				t.Fatal(err)
+			}
+			tc.client(t, c)
+			_ = c.Close()
+			if err := master.Drain(); err != nil {
+				t.Fatal(err)
+			}
+			ends(t, done) // a direction that was left open would hold it up
+		})
+	}
+}
+
+func TestRelay_ResetsWhatNobodyTakes(t *testing.T) {
+	master, done, _ := start(t)
+	free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+	gone, goneFile := listen(t, "tcp", "127.0.0.1:0")
+	_, _ = gone.Close(), goneFile.Close()
+	c := dial(t, free)
+	if err := master.Sweep(target(gone), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("error %v", err)
+	}
+	if err := master.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, done)
+}
+
+func TestRelay_IsCutByItsContext(t *testing.T) {
+	master, done, cut := start(t)
+	free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+	active, _ := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, active, echo)
+	c := dial(t, free)
+	if err := master.Sweep(target(active), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cut()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Fatal("still open")
+	}
+}
+
+func TestRelay_SweepDoesNotBlockOnABlockingSocket(t *testing.T) {
+	master, done, _ := start(t)
+	active, _ := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, active, func(c stream) { _, _ = fmt.Fprint(c, "served") })
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0) // blocking
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	defer func() { _ = f.Close() }()
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 16)); err != nil {
+		t.Fatal(err)
+	}
+	if err := master.Sweep(target(active), f); err != nil { // nothing waits
+		t.Fatal(err)
+	}
+	if err := master.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, done)
+}
