@@ -116,4 +116,3 @@ func TestStallRule_LanesThatLeaveGiveOthersBack(t *testing.T) {
 		t.Fatalf("%d changed", len(changed))
 	}
 }
-
