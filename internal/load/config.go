@@ -67,6 +67,10 @@ type Config struct {
 	LagLimit    time.Duration // a 99th percentile of our own lateness above it is a fault; 0 = DefaultLagLimit
 	Seed        uint64        // of all that is random
 
+	// Stop, when closed, ends the sending before Duration is over. What is in flight is waited for, and what was intended
+	// later is not missed: Stop is how a load lasts as long as what happens beside it. nil = Duration alone.
+	Stop <-chan struct{}
+
 	// Blind clients find out that an idle connection was closed only by sending on it, however long ago that was.
 	Blind bool
 

@@ -145,7 +145,10 @@ func readResponse(br *bufio.Reader, method string) outcome {
 		if resp.StatusCode < 200 && resp.StatusCode != http.StatusSwitchingProtocols {
 			continue
 		}
-		body, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+		body, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+		if err == nil && len(body) > maxResponse {
+			return failure(time.Now(), fmt.Errorf("a body of more than %d bytes, which is not read to its end", maxResponse), true)
+		}
 		if err != nil {
 			return failure(time.Now(), fmt.Errorf("read the body after %d bytes: %w", len(body), noEOF(err)), true)
 		}

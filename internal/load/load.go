@@ -82,7 +82,10 @@ func (s *slot) run(ctx context.Context) {
 			s.tally.Unsent += n - k
 			return
 		}
-		if !s.sleepUntil(ctx, intended) {
+		switch s.await(ctx, intended) {
+		case stopped:
+			return
+		case ended:
 			s.tally.Unsent += n - k
 			return
 		}
@@ -90,23 +93,49 @@ func (s *slot) run(ctx context.Context) {
 	}
 }
 
-// sleepUntil waits and notes how late it woke. It is false when ctx has ended.
+// wakeup says why a wait is over.
+type wakeup int
+
+const (
+	onTime  wakeup = iota
+	ended          // ctx
+	stopped        // Config.Stop
+)
+
+// await waits for the next send.
+func (s *slot) await(ctx context.Context, t time.Time) wakeup {
+	select { // also when the time has come long ago
+	case <-s.cfg.Stop:
+		return stopped
+	default:
+	}
+	return s.wait(ctx, t, s.cfg.Stop)
+}
+
+// sleepUntil waits within an exchange, which Stop does not interrupt. It is false when ctx has ended.
 func (s *slot) sleepUntil(ctx context.Context, t time.Time) bool {
+	return s.wait(ctx, t, nil) == onTime
+}
+
+// wait notes how late it woke.
+func (s *slot) wait(ctx context.Context, t time.Time, stop <-chan struct{}) wakeup {
 	if ctx.Err() != nil {
-		return false
+		return ended
 	}
 	d := time.Until(t)
 	if d <= 0 {
-		return true
+		return onTime
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		s.tally.lag = append(s.tally.lag, time.Since(t))
-		return true
+		return onTime
+	case <-stop:
+		return stopped
 	case <-ctx.Done():
-		return false
+		return ended
 	}
 }
 

@@ -2,7 +2,10 @@
 package loadtest
 
 import (
+	"context"
+	"sync"
 	"testing"
+	"time"
 
 	"gapless/internal/load"
 )
@@ -30,12 +33,54 @@ func RequireNoClose(t testing.TB, r load.Report) {
 	}
 }
 
+// lagLimit is what tests use for want of another: they prove that nothing is dropped, also on a machine that is busy
+// with other tests and under the race detector, and do not measure.
+const lagLimit = time.Second
+
 // Run runs the load, bounded by the test, and fails it if the configuration is wrong.
 func Run(t testing.TB, c load.Config) load.Report {
 	t.Helper()
-	r, err := load.Run(t.Context(), c)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, &r)
+	return Start(t, c)()
+}
+
+// Start runs the load beside what the test does next. finish waits until it is over and returns the report; it is called
+// once.
+func Start(t testing.TB, c load.Config) (finish func() load.Report) {
+	t.Helper()
+	if c.LagLimit == 0 {
+		c.LagLimit = lagLimit
 	}
-	return r
+	ctx, cancel := context.WithCancel(t.Context())
+	type result struct {
+		r   load.Report
+		err error
+	}
+	done := make(chan result, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		r, err := load.Run(ctx, c)
+		done <- result{r, err}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return func() load.Report {
+		t.Helper()
+		res := <-done
+		if res.err != nil {
+			t.Fatalf("%v\n%s", res.err, &res.r)
+		}
+		return res.r
+	}
+}
+
+// During runs the load while do runs: c.Duration is an upper bound, and the sending ends when do returns.
+func During(t testing.TB, c load.Config, do func()) load.Report {
+	t.Helper()
+	stop := make(chan struct{})
+	c.Stop = stop
+	finish := Start(t, c)
+	func() {
+		defer close(stop) // also when do ends the test
+		do()
+	}()
+	return finish()
 }

@@ -1,0 +1,51 @@
+package load
+
+import (
+	"net"
+	"testing"
+	"time"
+)
+
+// Whatever a server says, and wherever it stops: each request has exactly one outcome, and the reader ends.
+func FuzzConn(f *testing.F) {
+	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+	for _, seed := range []string{
+		"", "\x00", ok, ok + ok, ok + ok + ok, ok + ok + ok + ok, ok + "H", "HTTP/1.1 100 Continue\r\n\r\n" + ok,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n" + ok,
+		"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhi", "HTTP/1.0 200 OK\r\n\r\nhi", "HTTP/1.1 204 No Content\r\n\r\n" + ok,
+		"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, said string) {
+		client, server := net.Pipe()
+		c := newConn(client)
+		var requests []*request
+		for _, method := range []string{"GET", "POST", "GET"} {
+			requests = append(requests, &request{method: method, done: make(chan outcome, 1)})
+		}
+		c.await(requests)
+		server.SetDeadline(time.Now().Add(10 * time.Second))
+		server.Write([]byte(said)) // fails when the client has had enough
+		server.Close()
+		<-c.stopped
+		good := true
+		for i, r := range requests {
+			o := <-r.done
+			if o.at.IsZero() || (o.class == "") != (o.err == nil) {
+				t.Errorf("request %d: %+v", i, o)
+			}
+			if o.class == "" && !good {
+				t.Errorf("request %d was answered after one that was not", i)
+			}
+			good = o.class == ""
+		}
+		if late := (&request{done: make(chan outcome, 1)}); true {
+			c.await([]*request{late})
+			if o := <-late.done; o.class == "" {
+				t.Error("a request on a connection that has ended was answered")
+			}
+		}
+		c.close()
+	})
+}
