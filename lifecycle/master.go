@@ -45,6 +45,8 @@ type master struct {
 	pool   *workerpool.Pool
 	rel    *release
 	queues queues
+	watch  laneWatch
+	strays *strays
 
 	// The rest belongs to the goroutine of govern.
 	next      int // the number of the next generation
@@ -52,6 +54,7 @@ type master struct {
 	attempted chan error
 	pending   []linkMessage // upgrades asked for while one is under way
 	stop      *linkMessage  // the order to stop that waits for the end of an attempt
+	refusal   *time.Ticker  // runs while stopping, until new clients are refused
 	lent      struct {      // lanes of the generation that is starting
 		sync.Mutex
 		names []string
@@ -88,6 +91,10 @@ func RunMaster(cfg Config, log *zap.Logger) error {
 		return m.link.run(ctx)
 	})
 	g.Add("queues", m.queues.run)
+	m.strays = newStrays(m)
+	g.Add("strays", m.strays.run)
+	m.watch.watch = m.watchLanes
+	defer m.watch.stop()
 	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
 	err := g.Run()
 	if m.pred != nil {

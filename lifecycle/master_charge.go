@@ -11,6 +11,7 @@ import (
 
 	"gapless/internal/packet"
 	"gapless/upgrade"
+	"gapless/workerpool"
 
 	"go.uber.org/zap"
 )
@@ -61,6 +62,8 @@ func (m *master) govern(ctx context.Context) error {
 			if m.state.get() == Stopping {
 				empty = m.pool.Empty()
 			}
+		case <-tickOf(m.refusal):
+			m.refuse()
 		case <-empty:
 			_ = m.state.to(Over)
 			m.pool.Wait()
@@ -76,6 +79,16 @@ func (m *master) govern(ctx context.Context) error {
 	}
 }
 
+func tickOf(t *time.Ticker) <-chan time.Time {
+	if t == nil {
+		return nil
+	}
+	return t.C
+}
+
+// refusalEvery is how often a master that stops looks whether all workers have been told.
+const refusalEvery = 20 * time.Millisecond
+
 // firstCharge is the first master's taking charge.
 func (m *master) firstCharge() error {
 	if err := m.flip.Ready(); err != nil {
@@ -85,6 +98,7 @@ func (m *master) firstCharge() error {
 		return err
 	}
 	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
+	m.watch.start()
 	m.log.Info("Application startup complete", zap.Int("workers", m.cfg.Workers), zap.Duration("took", m.sinceBegan()))
 	if m.cfg.Banner {
 		fmt.Fprint(os.Stderr, m.banner())
@@ -143,6 +157,22 @@ func (m *master) beginStop() {
 		return
 	}
 	m.pool.DrainAll(m.order("gapless stops", false))
+	m.watch.stop()
+	m.refusal = time.NewTicker(refusalEvery)
+}
+
+// refuse turns new clients away as soon as no worker takes them any more, instead of leaving them to wait for the last
+// request that is under way.
+func (m *master) refuse() {
+	for _, w := range m.pool.Workers() {
+		if w.Role == "" && !w.Told && w.State < workerpool.Killing {
+			return
+		}
+	}
+	m.refusal.Stop()
+	if err := m.inv.Shutdown(); err != nil {
+		m.log.Warn("New clients have to wait for the end", zap.Error(err))
+	}
 }
 
 // upgrade starts an attempt, for all requests that have come so far.
@@ -227,6 +257,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 		return nil, err
 	}
 	m.link.pause()
+	m.watch.stop()
 	var parcels []upgrade.Parcel
 	add := func(kind string, v any, files ...*os.File) error {
 		p, err := upgrade.NewParcel(kind, v, files...)
@@ -262,6 +293,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 func (o *owner) Thaw() {
 	m := (*master)(o)
 	m.pool.Thaw()
+	m.watch.start()
 	m.link.resume()
 	_ = m.state.to(Upgrading)
 }

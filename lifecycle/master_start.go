@@ -227,6 +227,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.pool.Adopt(in.workers)
 	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
 	close(charge)
+	m.watch.start()
 	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))
 	_ = tellParent("STATUS=" + m.statusLine())
 	m.pool.DrainOthers(m.order("a new generation serves", true))

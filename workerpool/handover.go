@@ -16,8 +16,7 @@ import (
 // Files holds in the order that Kinds tells. Masters of different versions exchange it, so fields are only ever added.
 type Record struct {
 	Info
-	Told       bool      `json:"told"` // it has its order to drain
-	Due        time.Time `json:"due"`  // when its time to drain ends; zero: never
+	Due        time.Time `json:"due"` // when its time to drain ends; zero: never
 	TakesDrain bool      `json:"takes_drain"`
 	NotifyName string    `json:"notify,omitempty"`
 	Partial    [][]byte  `json:"partial,omitempty"`
@@ -102,7 +101,7 @@ func (p *Pool) Thaw() {
 
 func (w *worker) record() (r Record, err error) {
 	w.mu.Lock()
-	r = Record{Info: w.info, Told: w.told, Due: w.due, TakesDrain: w.takesDrain}
+	r = Record{Info: w.info, Due: w.due, TakesDrain: w.takesDrain}
 	w.mu.Unlock()
 	defer func() {
 		if err != nil {
@@ -161,7 +160,7 @@ func (p *Pool) adopt(r *Record) error {
 		return err
 	}
 	w := newWorker(p, r.Info, proc)
-	w.told, w.due, w.takesDrain = r.Told, r.Due, r.TakesDrain
+	w.due, w.takesDrain = r.Due, r.TakesDrain
 	w.wasUp = true // what it was is its own generation's history; nobody waits for it
 	if f := r.take(kindChannel); f != nil {
 		if w.ch, err = channel.New(f); err != nil {
@@ -178,10 +177,6 @@ func (p *Pool) adopt(r *Record) error {
 	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
 		w.out = resumeOutput(so, se, r.Partial, nil)
 	}
-	p.mu.Lock()
-	p.workers[w] = struct{}{}
-	p.mu.Unlock()
-	w.startReaders()
-	p.wg.Go(w.run)
+	p.run(w)
 	return nil
 }

@@ -162,15 +162,46 @@ func (p *Pool) spawn(s *slot) (*worker, error) {
 	p.observe(Event{Info: w.info, From: Starting})
 	p.mu.Lock()
 	s.current = w
+	p.mu.Unlock()
+	p.run(w)
+	return w, nil
+}
+
+// StartHelper starts a process that serves no lane and is never restarted, such as a relay. It counts as ready at once,
+// and drains with the workers.
+func (p *Pool) StartHelper(role string, l Launch) error {
+	p.spawning.RLock()
+	defer p.spawning.RUnlock()
+	p.mu.Lock()
+	refused := p.frozen || p.stopped
+	p.mu.Unlock()
+	if refused {
+		return ErrFrozen
+	}
+	proc, err := p.cfg.Spawner.Spawn(l)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	info := Info{ID: ID{Slot: -1, Generation: p.cfg.Generation, PID: proc.PID()}, Role: role, State: Ready, Started: now, Since: now}
+	w := newWorker(p, info, proc)
+	w.wasUp = true
+	p.observe(Event{Info: info, From: Starting})
+	p.run(w)
+	return nil
+}
+
+// run gives a worker its goroutines. One that comes after the pool was ended is ended, too.
+func (p *Pool) run(w *worker) {
+	p.mu.Lock()
 	p.workers[w] = struct{}{}
 	ended := p.stopped
 	p.mu.Unlock()
 	w.startReaders()
 	p.wg.Go(w.run)
-	if ended { // the pool was ended between the look and now
+	if ended {
 		w.end("the pool has ended")
 	}
-	return w, nil
 }
 
 // launch starts a process with all that belongs to it.

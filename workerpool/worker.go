@@ -33,6 +33,8 @@ type Info struct {
 	Since   time.Time `json:"since"`
 	Started time.Time `json:"started"`
 	Reason  string    `json:"reason,omitempty"` // why it is in its state
+	Role    string    `json:"role,omitempty"`   // "" for a worker, else what kind of helper it is
+	Told    bool      `json:"told"`             // it has got its order to drain
 	Handoff bool      `json:"handoff"`          // it takes handed-over connections
 
 	InFlight    int `json:"in_flight"` // what a draining worker last said
@@ -62,7 +64,6 @@ type worker struct {
 
 	mu   sync.Mutex // guards info and deadline, which others read
 	info Info
-	told bool // it has got its order to drain
 	due  time.Time
 
 	takesDrain bool // its goroutine's
@@ -240,7 +241,7 @@ func (w *worker) run() {
 func (w *worker) isTold() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.told
+	return w.info.Told
 }
 
 func (w *worker) becomeReady(how string) {
@@ -304,7 +305,7 @@ func (w *worker) tell(o Order) time.Duration {
 		due = time.Now().Add(limit)
 	}
 	w.mu.Lock()
-	w.told, w.due = true, due
+	w.info.Told, w.due = true, due
 	w.mu.Unlock()
 	if w.takesDrain {
 		var queue *os.File

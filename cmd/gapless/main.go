@@ -10,9 +10,12 @@ import (
 
 	"gapless/internal/app"
 	"gapless/internal/execstep"
+	"gapless/internal/logging"
 	"gapless/internal/procfs"
+	"gapless/lifecycle"
 
 	"github.com/alecthomas/kong"
+	"go.uber.org/zap/zapcore"
 )
 
 // version is set by the linker.
@@ -102,6 +105,8 @@ func hidden(args []string, stderr io.Writer) (result, bool) {
 		return result{statusUsage, err}, true
 	case "app":
 		return result{err: app.Main(args[1:], stderr)}, true
+	case "relay":
+		return result{err: lifecycle.RunRelay(logging.New(logging.DefaultFormat(), zapcore.InfoLevel))}, true
 	case "probe":
 		return result{err: procfs.ProbeMain(os.Stdin, os.Stdout)}, true
 	}

@@ -69,6 +69,8 @@ type Status struct {
 type Config struct {
 	Orders *packet.Conn // the master's orders; Run closes it
 	Logger *zap.Logger  // default: none
+	// Drain, when closed, is an order to drain that comes another way, as by a signal. Default: none.
+	Drain <-chan struct{}
 }
 
 // relay is the state of one Run.
@@ -98,6 +100,13 @@ func Run(ctx context.Context, cfg Config) error {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { r.report(running) })
 	stop := context.AfterFunc(ctx, func() { _ = r.orders.SetReadDeadline(time.Unix(1, 0)) })
+	helpers.Go(func() {
+		select {
+		case <-cfg.Drain:
+			_ = r.orders.SetReadDeadline(time.Unix(1, 0))
+		case <-running.Done():
+		}
+	})
 
 	err := r.obey(ctx)
 
@@ -115,7 +124,7 @@ func (r *relay) obey(ctx context.Context) error {
 		var o order
 		files, err := r.orders.Receive(&o)
 		switch {
-		case errors.Is(err, io.EOF), ctx.Err() != nil:
+		case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
 			packet.CloseAll(files)
 			return nil
 		case errors.Is(err, packet.ErrTruncated):
