@@ -1,0 +1,220 @@
+//go:build linux
+
+package test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gapless/internal/procfs"
+)
+
+// zombieLimit is how long a dead process may wait for its parent to take notice. The parent of a worker may be a
+// master that is stopped for a moment on this small machine.
+const zombieLimit = 2 * time.Second
+
+// proc is one process of a gapless.
+type proc struct {
+	procfs.Stat
+	Args       []string
+	Generation int // 0: no worker
+	Worker     int
+}
+
+// master tells a manager from a worker and from short-lived helpers.
+func (p proc) master() bool { return len(p.Args) > 1 && p.Args[1] == "run" && p.Generation == 0 }
+
+func (p proc) String() string {
+	return fmt.Sprintf("%d %c (parent %d, session %d) %s", p.PID, p.State, p.Parent, p.Session, strings.Join(p.Args, " "))
+}
+
+// tree returns everything below the parent that lives.
+func (s *server) tree() []proc {
+	stats, err := procfs.Descendants(s.pid())
+	if err != nil {
+		return nil
+	}
+	return describe(stats)
+}
+
+func describe(stats []procfs.Stat) []proc {
+	var ps []proc
+	for _, st := range stats {
+		if st.Dead() {
+			continue
+		}
+		p := proc{Stat: st}
+		p.Args, _ = procfs.Cmdline(st.PID)
+		env, _ := procfs.Environ(st.PID)
+		for _, kv := range env {
+			if v, ok := strings.CutPrefix(kv, "GAPLESS_GENERATION="); ok {
+				p.Generation, _ = strconv.Atoi(v)
+			}
+			if v, ok := strings.CutPrefix(kv, "GAPLESS_WORKER="); ok {
+				p.Worker, _ = strconv.Atoi(v)
+			}
+		}
+		ps = append(ps, p)
+	}
+	return ps
+}
+
+// masters returns the masters that live.
+func (s *server) masters() []proc {
+	return s.those(proc.master)
+}
+
+// workers returns the processes of a generation's workers.
+func (s *server) workers(generation int) []proc {
+	return s.those(func(p proc) bool { return p.Generation == generation })
+}
+
+func (s *server) those(match func(proc) bool) []proc {
+	var found []proc
+	for _, p := range s.tree() {
+		if match(p) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// worker returns the one in a slot of a generation.
+func (s *server) worker(generation, slot int) proc {
+	s.t.Helper()
+	var found []proc
+	eventually(s.t, patience, fmt.Sprintf("one worker %d of generation %d", slot, generation), func() bool {
+		found = s.those(func(p proc) bool { return p.Generation == generation && p.Worker == slot })
+		return len(found) == 1
+	})
+	return found[0]
+}
+
+// settled waits until one master and the workers of one generation are all that is left.
+func (s *server) settled(generation, workers int) {
+	s.t.Helper()
+	var seen []proc
+	ok := became(patience, func() bool {
+		seen = s.tree()
+		n := 0
+		for _, p := range seen {
+			if p.Generation == generation {
+				n++
+			} else if !p.master() {
+				return false
+			}
+		}
+		return n == workers && len(seen) == workers+1
+	})
+	if !ok {
+		s.t.Fatalf("not settled to one master and %d workers of generation %d; there are:\n%s", workers, generation, list(seen))
+	}
+}
+
+func list(ps []proc) string {
+	var b strings.Builder
+	for _, p := range ps {
+		fmt.Fprintf(&b, "\t%v\n", p)
+	}
+	return b.String()
+}
+
+// leftovers returns what lives of a run after its parent has gone. It all came to this process, the subreaper.
+func leftovers(mark string) []proc {
+	stats, err := procfs.Descendants(os.Getpid())
+	if err != nil {
+		return nil
+	}
+	var left []procfs.Stat
+	for _, st := range stats {
+		if yes, err := procfs.EnvironHas(st.PID, mark); err == nil && yes && !st.Dead() {
+			left = append(left, st)
+		}
+	}
+	return describe(left)
+}
+
+// signal sends a signal to a process that is not our child, through a pidfd.
+func signal(t testing.TB, pid int, sig syscall.Signal) {
+	t.Helper()
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	if err := p.Signal(sig); err != nil {
+		t.Fatalf("signal %v to %d: %v", sig, pid, err)
+	}
+}
+
+// zombieWatch notes processes that stay zombies.
+type zombieWatch struct {
+	stop chan struct{}
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	seen []string
+}
+
+func watchZombies(root int) *zombieWatch {
+	w := &zombieWatch{stop: make(chan struct{})}
+	w.wg.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		since := map[string]time.Time{}
+		for {
+			select {
+			case <-w.stop:
+				return
+			case <-tick.C:
+			}
+			stats, _ := procfs.Descendants(root)
+			now := map[string]time.Time{}
+			for _, st := range stats {
+				if !st.Dead() {
+					continue
+				}
+				id := fmt.Sprintf("%d (%s, parent %d, started %d)", st.PID, st.Command, st.Parent, st.Start)
+				if now[id] = since[id]; now[id].IsZero() {
+					now[id] = time.Now()
+				} else if time.Since(now[id]) > zombieLimit {
+					w.mu.Lock()
+					w.seen = append(w.seen, id)
+					w.mu.Unlock()
+					return
+				}
+			}
+			since = now
+		}
+	})
+	return w
+}
+
+func (w *zombieWatch) end() []string {
+	close(w.stop)
+	w.wg.Wait()
+	return w.seen
+}
+
+// started holds the PIDs of the children of this process that exec.Cmd waits for.
+var started sync.Map
+
+// orphanZombies returns the dead children of this process that it has not started itself.
+func orphanZombies() []int {
+	stats, err := procfs.Descendants(os.Getpid())
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, st := range stats {
+		if _, mine := started.Load(st.PID); !mine && st.Dead() && st.Parent == os.Getpid() {
+			pids = append(pids, st.PID)
+		}
+	}
+	return pids
+}
