@@ -145,6 +145,12 @@ func (c *conn) Read(p []byte) (int, error) {
 		switch {
 		case c.tls:
 			return c.readTLS(p)
+		case c.scan.phase == phAfter && len(p) > 1:
+			// Not the watch for the client's end, which reads a single byte:
+			// net/http wants the body of a request that it refused without a
+			// handler. It closes the connection after that.
+			c.scan.phase = phRaw
+			continue
 		case c.scan.phase == phAfter:
 			err = c.watch()
 		case c.atBoundary() && c.leave():
