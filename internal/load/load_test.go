@@ -224,6 +224,40 @@ func TestRun_GoodServerLosesNothing(t *testing.T) {
 	}
 }
 
+// Slow requests overlap, so that some are in flight at any moment; here over a unix socket.
+func TestRun_SlowRequestsOverUnix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const takes = 300 * time.Millisecond
+	var mu sync.Mutex
+	now, most := 0, 0
+	srv, served := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		<-time.After(takes)
+		mu.Lock()
+		now--
+		mu.Unlock()
+	})}, make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	c := quick(path, Stream{Connections: 20, Rate: 40, Path: "/slow?ms=300"})
+	c.Network = "unix"
+	r := run(t, c)
+	srv.Close()
+	<-served
+	if r.OK != 40 || r.Drops.Total() != 0 || r.Latency.P50 < takes {
+		t.Errorf("\n%s", &r)
+	}
+	if most < 5 { // 40 a second of 0.3 s each: 12 on average
+		t.Errorf("at most %d in flight", most)
+	}
+}
+
 // The control: what this package exists to find.
 func TestRun_FindsTheDropsOfPlainShutdown(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -13,7 +13,8 @@ import (
 
 // Waiting reports whether a process or one of its descendants waits for connections on a listening socket with one of
 // these inodes (SocketInode). It finds sockets in epoll sets, and threads that are blocked in accept, poll or select;
-// it does not find io_uring.
+// it does not find io_uring. A Go program is seen from when it wraps the non-blocking socket in an os.File, which
+// puts it into the runtime's epoll set, a moment before it accepts.
 //
 // A process that is gone is os.ErrProcessDone. If nothing was found and a process may not be read, the error is a
 // *RightsError, which is ErrNoRights.
