@@ -42,6 +42,7 @@ type launcher struct {
 	env        []string
 	generation int
 	handoff    *os.File // receiving end of the generation's queue, or nil
+	tickets    *os.File // keys of TLS session tickets, or nil
 	ids        credentials
 	umask      *int
 }
@@ -84,6 +85,9 @@ func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Lau
 	}
 	if l.handoff != nil {
 		launch.Extra = append(launch.Extra, workerpool.Extra{Variable: "GAPLESS_HANDOFF", File: l.handoff})
+	}
+	if l.tickets != nil {
+		launch.Extra = append(launch.Extra, workerpool.Extra{Variable: ticketsVariable, File: l.tickets})
 	}
 	return launch, nil
 }

@@ -36,17 +36,18 @@ type master struct {
 	began      time.Time
 	state      stateBox
 
-	flip   upgrade.Handover
-	pred   *upgrade.Predecessor // nil in the first master
-	link   *masterLink
-	prober *procfs.Prober
-	inv    *upgrade.Inventory // nil before this master is in charge
-	gate   *gate
-	pool   *workerpool.Pool
-	rel    *release
-	queues queues
-	watch  laneWatch
-	strays *strays
+	flip    upgrade.Handover
+	pred    *upgrade.Predecessor // nil in the first master
+	link    *masterLink
+	prober  *procfs.Prober
+	inv     *upgrade.Inventory // nil before this master is in charge
+	gate    *gate
+	pool    *workerpool.Pool
+	rel     *release
+	queues  queues
+	watch   laneWatch
+	tickets *tickets
+	strays  *strays
 
 	// The rest belongs to the goroutine of govern.
 	next      int // the number of the next generation
@@ -71,10 +72,14 @@ func RunMaster(cfg Config, log *zap.Logger) error {
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
-	if err := m.isolate(); err != nil {
+	err := m.isolate()
+	if err == nil {
+		err = m.join()
+	}
+	if err != nil {
 		return err
 	}
-	if err := m.join(); err != nil {
+	if m.tickets, err = openTickets(m.flip, m.log); err != nil {
 		return err
 	}
 	m.prober = procfs.NewProber("/proc/self/exe", "probe")
@@ -90,13 +95,15 @@ func RunMaster(cfg Config, log *zap.Logger) error {
 		}
 		return m.link.run(ctx)
 	})
+	m.queues.work = make(chan struct{}, 1)
 	g.Add("queues", m.queues.run)
 	m.strays = newStrays(m)
 	g.Add("strays", m.strays.run)
+	g.Add("tickets", m.tickets.run)
 	m.watch.watch = m.watchLanes
 	defer m.watch.stop()
 	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
-	err := g.Run()
+	err = g.Run()
 	if m.pred != nil {
 		m.pred.Close()
 	}

@@ -156,7 +156,7 @@ func (m *master) beginStop() {
 		m.pool.Kill("gapless was ended at once")
 		return
 	}
-	m.pool.DrainAll(m.order("gapless stops", false))
+	m.pool.DrainAll(m.order("gapless stops", true))
 	m.watch.stop()
 	m.refusal = time.NewTicker(refusalEvery)
 }

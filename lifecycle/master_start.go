@@ -63,7 +63,8 @@ func (m *master) start(ctx context.Context) error {
 			return err
 		}
 	}
-	l := &launcher{release: rel, env: env, generation: m.generation, handoff: m.queues.own.recv, ids: ids, umask: m.cfg.Umask}
+	l := &launcher{release: rel, env: env, generation: m.generation, handoff: m.queues.own.recv,
+		tickets: m.tickets.f, ids: ids, umask: m.cfg.Umask}
 	var ready atomic.Int64
 	m.pool = workerpool.New(workerpool.Config{
 		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Gate: m.gate, Launch: l.launch,
@@ -230,7 +231,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.watch.start()
 	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))
 	_ = tellParent("STATUS=" + m.statusLine())
-	m.pool.DrainOthers(m.order("a new generation serves", true))
+	m.pool.DrainOthers(m.order("a new generation serves", false))
 	return nil
 }
 
@@ -253,10 +254,11 @@ func (m *master) hasWorkers(generation int) bool {
 	return false
 }
 
-// order is the order to drain. With handoff the workers get this generation's queue for their idle connections.
-func (m *master) order(why string, handoff bool) workerpool.Order {
-	o := workerpool.Order{Reason: why, Timeout: m.cfg.DrainTimeout, Extra: m.cfg.DrainExtra, Spread: m.cfg.CloseSpread}
-	if handoff {
+// order is the order to drain. Unless everything stops, the workers get this generation's queue for their idle
+// connections.
+func (m *master) order(why string, stop bool) workerpool.Order {
+	o := workerpool.Order{Reason: why, Stop: stop, Timeout: m.cfg.DrainTimeout, Extra: m.cfg.DrainExtra, Spread: m.cfg.CloseSpread}
+	if !stop {
 		o.Queue = m.queues.target
 	}
 	return o

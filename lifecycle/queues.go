@@ -50,12 +50,13 @@ type queues struct {
 }
 
 func (q *queues) init(log *zap.Logger, generation int) error {
-	q.log, q.work = log, make(chan struct{}, 1)
 	recv, send, err := handoff.NewPair()
 	if err != nil {
 		return fmt.Errorf("handoff queue: %w", err)
 	}
-	q.own = queue{generation: generation, recv: recv, send: send}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.log, q.own = log, queue{generation: generation, recv: recv, send: send}
 	return nil
 }
 

@@ -45,6 +45,7 @@ type Info struct {
 // Order is the order to drain.
 type Order struct {
 	Reason  string
+	Stop    bool          // nobody takes over: everything ends
 	Timeout time.Duration // from the stop signal to KILL; 0: no limit
 	Extra   time.Duration // granted to a worker that knows the channel while bytes still move
 	Spread  time.Duration // over which it spreads the close frames of its WebSockets
@@ -209,6 +210,10 @@ func (w *worker) run() {
 			w.fail(fmt.Errorf("%w: %s after %v: %s", ErrNotReady, w.snapshot().State, cfg.StartTimeout, cfg.Readiness.hint()))
 
 		case o := <-w.orders:
+			if o.Stop && w.isTold() && w.takesDrain {
+				// It may be giving its connections to workers that end as well. This order shortens the first one.
+				_ = w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Stop: true}, nil)
+			}
 			if st := w.snapshot().State; order != nil || w.isTold() || (st != Starting && st != Ready && st != Draining) {
 				continue
 			}
@@ -309,10 +314,10 @@ func (w *worker) tell(o Order) time.Duration {
 	w.mu.Unlock()
 	if w.takesDrain {
 		var queue *os.File
-		if o.Queue != nil && w.snapshot().Handoff {
+		if !o.Stop && o.Queue != nil && w.snapshot().Handoff {
 			queue = o.Queue()
 		}
-		err := w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Handoff: queue != nil}, queue)
+		err := w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Handoff: queue != nil, Stop: o.Stop}, queue)
 		if err == nil {
 			return limit
 		}
