@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"go.uber.org/zap"
+	"golang.org/x/net/bpf"
 )
 
 // Mode says how the workers of a generation share an address.
@@ -97,6 +98,7 @@ type Inventory struct {
 	log       *zap.Logger
 	owner     func(network, addr string) string
 	activated map[string][]*os.File
+	attach    func(*os.File, []bpf.RawInstruction) error // replaced in tests that follow what the kernel is given
 
 	mu     sync.Mutex
 	groups []*group // in the order of their claims
@@ -116,7 +118,7 @@ type group struct {
 
 // NewInventory returns an empty inventory that keeps its descriptors in files.
 func NewInventory(files Files, opts InventoryOptions) *Inventory {
-	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, activated: opts.Activated}
+	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, activated: opts.Activated, attach: attach}
 	if inv.log == nil {
 		inv.log = zap.NewNop()
 	}
@@ -273,6 +275,18 @@ func (inv *Inventory) Addresses() []Address {
 	return addrs
 }
 
+// Bound returns the place that an address's socket is bound to: a TCP or unix address even for one of NetworkFD, as a
+// banner prints it and a client dials it (a wildcard by a loopback address). ok is false for an unknown address.
+func (inv *Inventory) Bound(address string) (addr Address, ok bool) {
+	inv.mu.Lock()
+	defer inv.mu.Unlock()
+	g := inv.find(address)
+	if g == nil {
+		return Address{}, false
+	}
+	return boundAddress(g.address, g.lanes[0].file), true
+}
+
 // Mode returns the mode in force for an address, ModePlain for an unknown one.
 func (inv *Inventory) Mode(address string) Mode {
 	inv.mu.Lock()
@@ -295,37 +309,6 @@ func (inv *Inventory) Steerable(address string) (ok bool, reason string) {
 		return false, "plain was asked for"
 	}
 	return g.mode != ModePlain, g.reason
-}
-
-// Unlink removes the socket files of all unix addresses that are still ours. It is for the final stop alone: whoever
-// serves on needs them.
-func (inv *Inventory) Unlink() error {
-	inv.mu.Lock()
-	defer inv.mu.Unlock()
-	var errs []error
-	for _, g := range inv.groups {
-		if g.address.Network == NetworkUnix && !strings.HasPrefix(g.address.Addr, "@") {
-			// A file with another inode belongs to somebody who replaced ours.
-			if inode := fileInode(g.address.Addr); inode != 0 && inode == g.fileInode {
-				errs = append(errs, os.Remove(g.address.Addr))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Close closes this process's descriptors of all lanes. Other holders of the sockets are not affected.
-func (inv *Inventory) Close() error {
-	inv.mu.Lock()
-	defer inv.mu.Unlock()
-	var errs []error
-	for _, g := range inv.groups {
-		for _, l := range g.lanes {
-			errs = append(errs, l.file.Close())
-		}
-	}
-	inv.groups = nil
-	return errors.Join(errs...)
 }
 
 // find returns the group of an address, or nil. The lock is held.

@@ -308,6 +308,24 @@ func localAddress(file *os.File) (string, error) {
 	}
 }
 
+// boundAddress is addr with the network and address of its socket, or addr itself where the socket has none to tell.
+func boundAddress(addr Address, file *os.File) Address {
+	if addr.Network != NetworkFD {
+		return addr // known since the claim; the file of a unix socket was renamed after it was bound
+	}
+	sa, err := socketName(file)
+	if err != nil {
+		return addr
+	}
+	if u, ok := sa.(*unix.SockaddrUnix); ok {
+		return Address{Name: addr.Name, Network: NetworkUnix, Addr: u.Name}
+	}
+	if text, err := localAddress(file); err == nil {
+		return Address{Name: addr.Name, Network: NetworkTCP, Addr: text}
+	}
+	return addr
+}
+
 // somaxconn is the largest backlog that the kernel grants.
 func somaxconn() int {
 	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")

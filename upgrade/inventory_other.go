@@ -4,8 +4,10 @@ package upgrade
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/net/bpf"
 )
@@ -25,6 +27,7 @@ func (inv *Inventory) open(*group) ([]*os.File, error) { return nil, errNoListen
 func openSibling(Address, *os.File) (*os.File, error)  { return nil, errNoListen }
 func socketInode(*os.File) (uint64, error)             { return 0, errNoListen }
 func prepareInherited(*os.File) error                  { return errNoListen }
+func boundAddress(addr Address, _ *os.File) Address    { return addr }
 func fileInode(string) uint64                          { return 0 }
 func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }
 func listenAgain(*os.File) error                       { return errNoListen }
@@ -42,3 +45,8 @@ type connection struct {
 const stateSynRecv = 1 << 3
 
 func newSettleKernel(*Lane, int) (settleKernel, error) { return nil, errNoListen }
+
+// PreviewDialer needs Linux.
+func (inv *Inventory) PreviewDialer(string, time.Duration) (*net.Dialer, string, string, error) {
+	return nil, "", "", errNoListen
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"go.uber.org/zap"
 )
@@ -34,6 +35,7 @@ type LaneRecord struct {
 	Inode  uint64    `json:"inode"`
 	State  LaneState `json:"state"`
 	Weight int       `json:"weight,omitempty"`
+	Out    bool      `json:"out,omitempty"` // not in the program although active: the watcher found its worker hung
 }
 
 // State is a snapshot of the inventory for Restore.
@@ -47,7 +49,7 @@ func (inv *Inventory) State() InventoryState {
 			as.Preview = g.preview.name
 		}
 		for _, l := range g.lanes {
-			as.Lanes = append(as.Lanes, LaneRecord{Name: l.name, Inode: l.inode, State: l.state, Weight: l.weight})
+			as.Lanes = append(as.Lanes, LaneRecord{Name: l.name, Inode: l.inode, State: l.state, Weight: l.weight, Out: l.out})
 		}
 		state.Addresses = append(state.Addresses, as)
 	}
@@ -120,7 +122,7 @@ func (inv *Inventory) restoreLane(g *group, record LaneRecord, received map[stri
 	}
 	l := &Lane{
 		inventory: inv, group: g, name: record.Name, file: file, inode: record.Inode,
-		state: record.State, weight: record.Weight,
+		state: record.State, weight: record.Weight, out: record.Out && record.State == LaneActive,
 	}
 	if err := inv.adopt(l, fresh); err != nil {
 		return nil, errors.Join(err, file.Close())
@@ -146,4 +148,35 @@ func (inv *Inventory) adopt(l *Lane, fresh bool) error {
 		}
 	}
 	return nil
+}
+
+// Unlink removes the socket files of all unix addresses that are still ours. It is for the final stop alone: whoever
+// serves on needs them.
+func (inv *Inventory) Unlink() error {
+	inv.mu.Lock()
+	defer inv.mu.Unlock()
+	var errs []error
+	for _, g := range inv.groups {
+		if g.address.Network == NetworkUnix && !strings.HasPrefix(g.address.Addr, "@") {
+			// A file with another inode belongs to somebody who replaced ours.
+			if inode := fileInode(g.address.Addr); inode != 0 && inode == g.fileInode {
+				errs = append(errs, os.Remove(g.address.Addr))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close closes this process's descriptors of all lanes. Other holders of the sockets are not affected.
+func (inv *Inventory) Close() error {
+	inv.mu.Lock()
+	defer inv.mu.Unlock()
+	var errs []error
+	for _, g := range inv.groups {
+		for _, l := range g.lanes {
+			errs = append(errs, l.file.Close())
+		}
+	}
+	inv.groups = nil
+	return errors.Join(errs...)
 }

@@ -376,3 +376,13 @@ func loadFactor(t *testing.T) int {
 	}
 	return n
 }
+
+func FuzzParseDump(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(make([]byte, 200))
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		if found, _, err := parseDump(packet, nil); err != nil && found != nil {
+			t.Fatal("connections and an error")
+		}
+	})
+}

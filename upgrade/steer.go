@@ -269,7 +269,7 @@ func (inv *Inventory) apply(g *group, weights map[*Lane]int) error {
 	if err != nil {
 		return fmt.Errorf("steer %s: %w", g.address.Name, err)
 	}
-	if err := attach(g.lanes[0].file, code); err != nil {
+	if err := inv.attach(g.lanes[0].file, code); err != nil {
 		return fmt.Errorf("steer %s: %w", g.address.Name, err)
 	}
 	inv.log.Debug("program attached", zap.String("listener", g.address.Name), zap.Int("lanes", len(targets)))

@@ -365,33 +365,3 @@ func TestSwitch_RefusesAsAWhole(t *testing.T) {
 		})
 	}
 }
-
-func TestSetPreview_ReachesOneLane(t *testing.T) {
-	inv := claim(t, "127.0.0.1:0", ModeSteered)
-	for _, l := range take(t, inv, 3) {
-		echoName(t, l)
-	}
-	if err := inv.Switch(map[string]int{"web#0": 1}, nil); err != nil {
-		t.Fatal(err)
-	}
-	addr := inv.Addresses()[0]
-	check := func(want string) {
-		t.Helper()
-		for range 10 {
-			if got, err := askFrom(addr, PreviewIPv4); err != nil || got != want {
-				t.Fatalf("preview answered by %q, %v; want %s", got, err, want)
-			}
-			if got := who(t, addr); got != "web#0" {
-				t.Fatalf("answered by %q", got)
-			}
-		}
-	}
-	if err := inv.SetPreview("web", "web#2"); err != nil {
-		t.Fatal(err)
-	}
-	check("web#2")
-	if err := inv.SetPreview("web", ""); err != nil {
-		t.Fatal(err)
-	}
-	check("web#0")
-}

@@ -215,7 +215,11 @@ func (r *stallRule) decide(now time.Time, samples []sample) (changed []*Lane) {
 	for _, s := range samples {
 		state := r.lanes[s.lane]
 		if state == nil {
-			state = &stallState{}
+			// A lane that another watcher took out, before an upgrade, comes back by the same rule.
+			state = &stallState{out: s.lane.out, changed: now, timeOut: r.window}
+			if !state.out {
+				state.changed = time.Time{}
+			}
 		}
 		if state.out && !s.lane.out {
 			*state = stallState{} // a new worker has the lane

@@ -90,7 +90,7 @@ func TestWatch_RepairsShutdown(t *testing.T) {
 			}
 			watch(t, inv, WatchOptions{Interval: 5 * time.Millisecond})
 			lane := inv.Lane(tc.shut)
-			if err := withFd(lane.File(), func(fd int) error { return syscall.Shutdown(fd, syscall.SHUT_RDWR) }); err != nil {
+			if err := shutdownLane(lane); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "it listens again", func() bool { r, err := read(lane.File()); return err == nil && r.state == tcpListening })
@@ -159,4 +159,45 @@ func TestWatch_ReportsStraysOfFreeLanes(t *testing.T) {
 	if got := <-strays; got != len(clients) {
 		t.Fatalf("%d strays, want %d", got, len(clients))
 	}
+}
+
+// TestRestore_ALaneThatIsOutComesBack: the next master's watcher knows nothing of the lane but what the state says.
+func TestRestore_ALaneThatIsOutComesBack(t *testing.T) {
+	files := newFakeFiles(t)
+	old := newTestInventory(t, files, InventoryOptions{})
+	if err := old.Claim(parse(t, "127.0.0.1:0"), ModeSteered); err != nil {
+		t.Fatal(err)
+	}
+	take(t, old, 2)
+	if err := old.Switch(map[string]int{"web#0": 1, "web#1": 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() { _ = old.Watch(ctx, WatchOptions{}) })
+	t.Cleanup(func() { cancel(); done.Wait() })
+	for old.Readings()[0].Queue == 0 || old.Readings()[1].Queue == 0 {
+		dial(t, old.Addresses()[0])
+	}
+	eventually(t, "one of two is out", func() bool { r := old.Readings(); return r[0].Out != r[1].Out })
+	cancel()
+	done.Wait()
+	inv, err := Restore(files, old.State(), nil, InventoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inv.Close() })
+	watch(t, inv, WatchOptions{})
+	for _, l := range inv.Lanes("web") {
+		echoName(t, l)
+	}
+	eventually(t, "none is out", func() bool { r := inv.Readings(); return !r[0].Out && !r[1].Out })
+	for _, name := range []string{"web#0", "web#1"} {
+		eventually(t, name+" answers", func() bool { return who(t, inv.Addresses()[0]) == name })
+	}
+}
+
+// shutdownLane does what a careless worker does to the socket that it inherited.
+func shutdownLane(l *Lane) error {
+	return withFd(l.File(), func(fd int) error { return syscall.Shutdown(fd, syscall.SHUT_RDWR) })
 }
