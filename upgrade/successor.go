@@ -136,13 +136,23 @@ func (p *Predecessor) abort(reason error) {
 
 // Progress tells the predecessor how far we are.
 func (p *Predecessor) Progress(pr Progress) {
-	p.phase = pr.Phase
+	p.setPhase(pr.Phase)
 	_ = send(p.conn, wire{Kind: kindProgress, Progress: &pr}) // that it is gone is told by Aborted
 }
 
 // Fail tells the predecessor why this generation ends.
 func (p *Predecessor) Fail(reason string, tail []string) {
-	_ = send(p.conn, wire{Kind: kindFailure, Failure: &failure{Phase: p.phase, Reason: reason, Tail: tail}})
+	p.mu.Lock()
+	phase := p.phase
+	p.mu.Unlock()
+	_ = send(p.conn, wire{Kind: kindFailure, Failure: &failure{Phase: phase, Reason: reason, Tail: tail}})
+}
+
+// setPhase is called by whichever goroutine has got further: workers become ready at the same time.
+func (p *Predecessor) setPhase(phase Phase) {
+	p.mu.Lock()
+	p.phase = phase
+	p.mu.Unlock()
 }
 
 // Lanes asks the predecessor for lanes. The files are the caller's.
@@ -184,7 +194,7 @@ func (p *Predecessor) Lanes(ctx context.Context, address string, count int) (nam
 // generation must end itself. Once it has returned nil there is no way back: this master takes charge even if the
 // predecessor dies on the spot. Files of the Handover that accept has not claimed are closed thereafter.
 func (p *Predecessor) Commit(ctx context.Context, accept func([]Parcel) error) error {
-	p.phase = PhaseCommit
+	p.setPhase(PhaseCommit)
 	if err := send(p.conn, wire{Kind: kindReady}); err != nil {
 		return err
 	}
