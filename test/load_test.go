@@ -15,8 +15,23 @@ import (
 const (
 	keepAliveConnections = 64
 	newConnectionClients = 8
-	requestsPerSecond    = 1000
 )
+
+// requestsPerSecond is what two cores serve with ease; the race detector makes everything slow.
+func requestsPerSecond() float64 {
+	if raceEnabled {
+		return 250
+	}
+	return 1000
+}
+
+// slower stretches a time for builds with the race detector.
+func slower(d time.Duration) time.Duration {
+	if raceEnabled {
+		return 2 * d
+	}
+	return d
+}
 
 // plan is a load during which something happens at equal intervals.
 type plan struct {
@@ -39,7 +54,7 @@ func postStreams(path string, rate float64) []load.Stream {
 // lagLimit is how late the generator may be. The race detector slows all of it down.
 func lagLimit() time.Duration {
 	if raceEnabled {
-		return 150 * time.Millisecond
+		return 300 * time.Millisecond
 	}
 	return 50 * time.Millisecond
 }
@@ -117,7 +132,7 @@ func TestUpgrade_UnderLoadLosesNothing(t *testing.T) {
 	}{{"near", 0}, {"20 ms away", 20 * time.Millisecond}} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := start(t, options{flags: []string{"-w", "4"}})
-			p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond), rtt: tt.rtt, every: 700 * time.Millisecond, tail: time.Second}
+			p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()), rtt: tt.rtt, every: slower(700 * time.Millisecond), tail: slower(time.Second)}
 			n := counted(4, 10)
 			r := p.under(t, n, func(i int) { s.upgrade(i + 2) })
 			loadtest.RequireNoClose(t, r)

@@ -29,6 +29,9 @@ type options struct {
 	stdio   *os.File // instead of a file: a terminal
 }
 
+// raceOptions spare a race-built gapless a second's wait before each exit, which would be the upgrade's.
+const raceOptions = "GORACE=atexit_sleep_ms=0"
+
 // server is a gapless that runs.
 type server struct {
 	t    testing.TB
@@ -99,7 +102,7 @@ func (s *server) run(o options) {
 	if o.dir == "" {
 		s.cmd.Dir = s.dir
 	}
-	s.cmd.Env = append(append(os.Environ(), s.mark), o.env...)
+	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
