@@ -140,6 +140,13 @@ func (p *Predecessor) Progress(pr Progress) {
 	_ = send(p.conn, wire{Kind: kindProgress, Progress: &pr}) // that it is gone is told by Aborted
 }
 
+// enter notes the phase, for Fail. Progress comes from many goroutines.
+func (p *Predecessor) enter(phase Phase) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.phase = phase
+}
+
 // Fail tells the predecessor why this generation ends.
 func (p *Predecessor) Fail(reason string, tail []string) {
 	p.mu.Lock()

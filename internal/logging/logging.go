@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/buffer"
@@ -76,6 +77,18 @@ var levels = map[zapcore.Level]struct{ name, colour string }{
 	zapcore.WarnLevel: {"WARNING", "33"}, zapcore.ErrorLevel: {"ERROR", "31"},
 }
 
+// said holds the fields that the message says already, in words for people.
+var said = map[string]bool{"from": true, "state": true}
+
+// short rounds a duration to what a person reads: three digits.
+func short(d time.Duration) time.Duration {
+	unit := time.Duration(1)
+	for d/unit >= 1000 {
+		unit *= 10
+	}
+	return d.Round(unit)
+}
+
 // EncodeEntry writes one line.
 func (c *console) EncodeEntry(e zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
 	all := c.Clone().(*console)
@@ -111,6 +124,12 @@ func (c *console) EncodeEntry(e zapcore.Entry, fields []zapcore.Field) (*buffer.
 			continue
 		}
 		seen[k] = true
+		if said[k] {
+			continue
+		}
+		if d, ok := v.(time.Duration); ok {
+			v = short(d)
+		}
 		text := fmt.Sprint(v)
 		if strings.ContainsAny(text, " \t\n\"") {
 			text = fmt.Sprintf("%q", text)
