@@ -7,6 +7,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// someWaiting is how many connections are taken at a time where the kernel does not tell how many wait.
+const someWaiting = 64
+
+// waiting is how many connections wait at a listening socket.
+func waiting(listener *os.File) int {
+	n := someWaiting
+	if raw, err := listener.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				n = int(info.Unacked) // on a listening socket, the length of its accept queue
+			}
+		})
+	}
+	return n
+}
+
 // accept takes one waiting connection, or returns nil when none waits. It does not use the runtime's poller, which
 // would go on watching a socket that belongs to workers.
 func accept(listener *os.File) (*os.File, error) {

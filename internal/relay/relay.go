@@ -31,6 +31,9 @@ import (
 // dialTimeout bounds how long a connection waits for a place in the address's own queue.
 const dialTimeout = 10 * time.Second
 
+// drainGrace is how long orders that had been sent before Config.Drain are looked for.
+const drainGrace = 50 * time.Millisecond
+
 // statusInterval is the least time between two reports to the master.
 const statusInterval = time.Second
 
@@ -103,7 +106,8 @@ func Run(ctx context.Context, cfg Config) error {
 	helpers.Go(func() {
 		select {
 		case <-cfg.Drain:
-			_ = r.orders.SetReadDeadline(time.Unix(1, 0))
+			// Not at once: connections may wait in orders that were sent before.
+			_ = r.orders.SetReadDeadline(time.Now().Add(drainGrace))
 		case <-running.Done():
 		}
 	})
@@ -155,9 +159,10 @@ func (r *relay) obey(ctx context.Context) error {
 	}
 }
 
-// sweep accepts all that waits at a listening socket.
+// sweep accepts what waits at a listening socket now, and no more: by the time that it gets to it the socket may have
+// become an active one again, where its own connections to the address would arrive without end.
 func (r *relay) sweep(ctx context.Context, target Target, listener *os.File) {
-	for {
+	for range waiting(listener) {
 		f, err := accept(listener)
 		if err != nil {
 			// The master sees what still waits there and orders again.

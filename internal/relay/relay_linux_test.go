@@ -25,6 +25,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start runs a relay in this process until the test ends. done carries what Run returned.
 func start(t *testing.T) (master *Client, done <-chan error, cut context.CancelFunc) {
 	t.Helper()
+	return startWith(t, Config{})
+}
+
+func startWith(t *testing.T, cfg Config) (master *Client, done <-chan error, cut context.CancelFunc) {
+	t.Helper()
 	a, b, err := packet.Pair()
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +43,8 @@ func start(t *testing.T) (master *Client, done <-chan error, cut context.CancelF
 	ctx, cut := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	var running sync.WaitGroup
-	running.Go(func() { result <- Run(ctx, Config{Orders: conns[1]}) })
+	cfg.Orders = conns[1]
+	running.Go(func() { result <- Run(ctx, cfg) })
 	master = NewClient(conns[0])
 	t.Cleanup(func() { cut(); running.Wait(); _ = master.Close() })
 	return master, result, cut
@@ -371,4 +377,64 @@ func TestRelay_SweepDoesNotBlockOnABlockingSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends(t, done)
+}
+
+// TestRelay_SweepsAnActiveSocketOnce: the relay's own connections to the address must not be swept as well.
+func TestRelay_SweepsAnActiveSocketOnce(t *testing.T) {
+	master, done, _ := start(t)
+	active, file := listen(t, "tcp", "127.0.0.1:0")
+	c := dial(t, active)
+	if err := master.Sweep(target(active), file); err != nil {
+		t.Fatal(err)
+	}
+	for { // the client's connection is taken
+		s, err := master.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Taken == 1 {
+			break
+		}
+	}
+	serve(t, active, func(c stream) { _, _ = io.WriteString(c, "served") })
+	if text, err := io.ReadAll(c); string(text) != "served" || err != nil {
+		t.Fatalf("read %q, %v", text, err)
+	}
+	_ = c.Close()
+	if err := master.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, done)
+	for {
+		s, err := master.Status()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil || s.Taken != 1 {
+			t.Fatalf("status %+v, %v", s, err)
+		}
+	}
+}
+
+// TestRelay_DrainsBySignal: what was ordered before the drain is carried all the same.
+func TestRelay_DrainsBySignal(t *testing.T) {
+	for range 20 {
+		drain := make(chan struct{})
+		master, done, _ := startWith(t, Config{Drain: drain})
+		free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+		active, _ := listen(t, "tcp", "127.0.0.1:0")
+		serve(t, active, func(c stream) { _, _ = io.WriteString(c, "served") })
+		c := dial(t, free)
+		for range 5 {
+			if err := master.Sweep(target(active), freeFile); err != nil {
+				t.Fatal(err)
+			}
+		}
+		close(drain)
+		if text, err := io.ReadAll(c); string(text) != "served" || err != nil {
+			t.Fatalf("read %q, %v", text, err)
+		}
+		_ = c.Close()
+		ends(t, done)
+	}
 }
