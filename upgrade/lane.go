@@ -96,6 +96,9 @@ func (l *Lane) Name() string { return l.name }
 // Address is the address that the lane belongs to, with its port resolved.
 func (l *Lane) Address() Address { return l.group.address }
 
+// Bound is where the lane's socket is bound: a TCP or unix address even if Address is of NetworkFD, to be dialled.
+func (l *Lane) Bound() Address { return boundAddress(l.group.address, l.file) }
+
 // File is the listening socket. It belongs to the inventory: do not close it, and take descriptors for others from
 // SyscallConn, as Fd may put the socket into blocking mode for every process that holds it.
 func (l *Lane) File() *os.File { return l.file }
