@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
 
+	"gapless/internal/packet"
 	"gapless/upgrade"
 	"gapless/workerpool"
 
 	"go.uber.org/zap"
 )
+
+// knockLimit bounds the connect of a knock: the kernel answers at once unless the worker's queue is full.
+const knockLimit = 200 * time.Millisecond
 
 // gate gives workers their lanes and lanes their share of new connections. It is the pool's Gate.
 //
@@ -276,6 +281,29 @@ func (g *gate) Release(w workerpool.Info, _ workerpool.State) {
 			}
 		}
 	}
+}
+
+// knock connects to one lane alone, by the preview rule of the address's program.
+func (g *gate) knock(address, lane string) (*os.File, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	dialer, network, addr, err := g.inv.PreviewDialer(address, knockLimit)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.inv.SetPreview(address, lane); err != nil {
+		return nil, err
+	}
+	conn, err := dialer.Dial(network, addr)
+	err = errors.Join(err, g.inv.SetPreview(address, ""))
+	if err != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		return nil, fmt.Errorf("connect to lane %s: %w", lane, err)
+	}
+	defer conn.Close()
+	return packet.Dup(conn.(*net.TCPConn), "knock at "+lane)
 }
 
 // lend takes lanes for a generation that is starting; returnLanes takes them back if it fails.

@@ -31,7 +31,8 @@ var (
 // master owns one generation of workers, and, while it is in charge, the lanes and what drains of earlier generations.
 type master struct {
 	cfg        Config
-	log        *zap.Logger
+	events     *zap.Logger // for what names a generation itself
+	log        *zap.Logger // for what this master does
 	generation int
 	began      time.Time
 	state      stateBox
@@ -48,6 +49,7 @@ type master struct {
 	watch   laneWatch
 	tickets *tickets
 	strays  *strays
+	hint    sync.Once
 
 	// The rest belongs to the goroutine of govern.
 	next      int // the number of the next generation
@@ -68,7 +70,7 @@ var ErrReported = errors.New("reported to the master in charge")
 // RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
 // people, nil if there is none to show.
 func RunMaster(cfg Config, log *zap.Logger) error {
-	m := &master{cfg: cfg, log: log, began: time.Now()}
+	m := &master{cfg: cfg, events: log, log: log, began: time.Now()}
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}

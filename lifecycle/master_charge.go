@@ -99,7 +99,8 @@ func (m *master) firstCharge() error {
 	}
 	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
 	m.watch.start()
-	m.log.Info("Application startup complete", zap.Int("workers", m.cfg.Workers), zap.Duration("took", m.sinceBegan()))
+	m.log.Info("Application startup complete", zap.Strings("addresses", m.serving()), zap.Int("workers", m.cfg.Workers),
+		zap.Strings("accept", m.accepts()), zap.Duration("took", m.sinceBegan()))
 	if m.cfg.Banner {
 		fmt.Fprint(os.Stderr, m.banner())
 	}
@@ -194,6 +195,7 @@ func (m *master) upgrade(ctx context.Context) {
 		Owner:    (*owner)(m),
 		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid()},
 		End:      endGeneration,
+		Knock:    m.gate.knock,
 	}
 	done := make(chan error, 1)
 	m.attempted = done

@@ -44,6 +44,11 @@ func (m *master) start(ctx context.Context) error {
 			names = append(names, a.Name)
 		}
 	}
+	if m.cfg.Readiness.Mode == workerpool.ReadyHTTP && m.pred == nil {
+		if err := m.askable(); err != nil {
+			return err
+		}
+	}
 	m.gate = newGate(m.generation, m.inv, names, m.cfg.Settle, m.log)
 
 	env := workerEnviron(os.Environ(), rel.dirName)
@@ -67,9 +72,9 @@ func (m *master) start(ctx context.Context) error {
 		tickets: m.tickets.f, ids: ids, umask: m.cfg.Umask}
 	var ready atomic.Int64
 	m.pool = workerpool.New(workerpool.Config{
-		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Gate: m.gate, Launch: l.launch,
+		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
 		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal,
-		Log: m.log, Owns: ownsSender,
+		Log: m.events, Owns: ownsSender,
 		Observe: func(e workerpool.Event) {
 			m.observe(e)
 			if e.State == workerpool.Ready && m.state.get() == Starting {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 
+	"gapless/internal/procfs"
 	"gapless/upgrade"
 	"gapless/workerpool"
 
@@ -14,7 +15,7 @@ import (
 // observe logs a worker's change of state, once.
 func (m *master) observe(e workerpool.Event) {
 	fields := []zap.Field{fPID(e.PID), zap.Int("worker", e.Slot), fGeneration(e.Generation)}
-	log := m.log
+	log := m.events
 	if e.State == workerpool.Starting {
 		log.Info("Started worker process", fields...)
 		return
@@ -26,6 +27,7 @@ func (m *master) observe(e workerpool.Event) {
 	switch e.State {
 	case workerpool.Ready:
 		log.Info("Worker is ready", fields...)
+		m.hintShared(e)
 	case workerpool.Draining:
 		log.Info("Worker drains", fields...)
 	case workerpool.Killing:
@@ -34,6 +36,34 @@ func (m *master) observe(e workerpool.Event) {
 		log.Info("Finished worker process", fields...)
 	case workerpool.Starting:
 	}
+}
+
+// hintShared says once when workers take one connection at a time and each has a queue of its own: a connection then
+// waits behind a busy worker while another one idles.
+func (m *master) hintShared(e workerpool.Event) {
+	if e.Reason == string(procfs.Accept) && m.cfg.Accept == upgrade.ModeSteered && m.cfg.Workers > 1 && m.pred == nil {
+		m.hint.Do(func() {
+			m.log.Info("The workers wait in accept(2), one connection at a time: --accept shared may suit them better", fPID(e.PID))
+		})
+	}
+}
+
+// serving lists what is served and how, for the log.
+func (m *master) serving() []string {
+	var all []string
+	for _, a := range m.inv.Addresses() {
+		all = append(all, urlOf(a))
+	}
+	return all
+}
+
+// accepts lists how the workers share each address.
+func (m *master) accepts() []string {
+	var all []string
+	for _, a := range m.inv.Addresses() {
+		all = append(all, m.accepting(a.Name))
+	}
+	return all
 }
 
 // banner tells a person on a terminal what runs and what to type.
@@ -78,9 +108,5 @@ func urlOf(a upgrade.Address) string {
 
 // statusLine is the one line that systemctl status shows.
 func (m *master) statusLine() string {
-	var addrs []string
-	for _, a := range m.inv.Addresses() {
-		addrs = append(addrs, urlOf(a))
-	}
-	return fmt.Sprintf("generation %d serves %s with %d workers", m.generation, strings.Join(addrs, ", "), m.cfg.Workers)
+	return fmt.Sprintf("generation %d serves %s with %d workers", m.generation, strings.Join(m.serving(), ", "), m.cfg.Workers)
 }

@@ -44,6 +44,8 @@ type Attempt struct {
 	// End ends what is left of the new generation, whose master had the given PID (0: unknown). It is called after
 	// every failure, and must return only when all is gone.
 	End func(pid int)
+	// Knock connects to one lane alone, for a new master that asks its workers whether they are ready. nil: refused.
+	Knock func(address, lane string) (*os.File, error)
 	// Hello is the time until the new master's first word; 0: DefaultHelloTimeout.
 	Hello time.Duration
 
@@ -158,6 +160,10 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 				if err := a.lanes(w.Lanes); err != nil {
 					give(err)
 				}
+			case kindKnock:
+				if err := a.knock(w.Lanes); err != nil {
+					give(err)
+				}
 			case kindReady:
 				if cause != nil {
 					continue
@@ -205,6 +211,18 @@ func (a *Attempt) lanes(r *laneRequest) error {
 		return send(a.conn, wire{Kind: kindRefused, Reason: err.Error()})
 	}
 	return sendLanes(a.conn, names, files)
+}
+
+func (a *Attempt) knock(r *laneRequest) error {
+	if r == nil || a.Knock == nil {
+		return send(a.conn, wire{Kind: kindRefused, Reason: "this master cannot connect to a single lane"})
+	}
+	f, err := a.Knock(r.Address, r.Lane)
+	if err != nil {
+		return send(a.conn, wire{Kind: kindRefused, Reason: err.Error()})
+	}
+	defer f.Close()
+	return sendLanes(a.conn, []string{r.Lane}, []*os.File{f})
 }
 
 // commit freezes the owner and sends all that it leaves. From the last packet on the new master may take charge.

@@ -22,7 +22,8 @@ type Predecessor struct {
 	conn     *packet.Conn
 	offer    Offer
 
-	lanes     chan wire     // answers to Lanes
+	asking    sync.Mutex    // held by ask
+	lanes     chan wire     // answers to ask
 	aborted   chan struct{} // closed when the predecessor gives up on us or is gone before the commit
 	committed chan struct{} // closed when all parcels are here
 	closing   chan struct{} // closed by Close
@@ -164,9 +165,31 @@ func (p *Predecessor) setPhase(phase Phase) {
 
 // Lanes asks the predecessor for lanes. The files are the caller's.
 func (p *Predecessor) Lanes(ctx context.Context, address string, count int) (names []string, files []*os.File, err error) {
-	if err := send(p.conn, wire{Kind: kindLanes, Lanes: &laneRequest{address, count}}); err != nil {
+	return p.ask(ctx, kindLanes, laneRequest{Address: address, Count: count})
+}
+
+// Knock asks the predecessor for a connection to one of the granted lanes, whatever share that lane has. The file is the
+// caller's.
+func (p *Predecessor) Knock(ctx context.Context, address, lane string) (*os.File, error) {
+	_, files, err := p.ask(ctx, kindKnock, laneRequest{Address: address, Lane: lane})
+	if err == nil && len(files) != 1 {
+		packet.CloseAll(files)
+		err = fmt.Errorf("knock at %s: %d connections came", lane, len(files))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return files[0], nil
+}
+
+// ask sends a request and collects its answer. One is under way at a time.
+func (p *Predecessor) ask(ctx context.Context, what kind, r laneRequest) (names []string, files []*os.File, err error) {
+	p.asking.Lock()
+	defer p.asking.Unlock()
+	if err := send(p.conn, wire{Kind: what, Lanes: &r}); err != nil {
 		return nil, nil, err
 	}
+	address := r.Address
 	defer func() {
 		if err != nil {
 			packet.CloseAll(files)

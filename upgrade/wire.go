@@ -30,6 +30,7 @@ const (
 	kindProgress kind = "progress"
 	kindLanes    kind = "lanes" // asks for lanes
 	kindFailure  kind = "failure"
+	kindKnock    kind = "knock" // asks for a connection to one of its lanes
 	kindReady    kind = "ready" // asks for the commit
 	// From the master in charge.
 	kindOffer   kind = "offer"
@@ -44,7 +45,8 @@ const (
 
 type laneRequest struct {
 	Address string `json:"address"`
-	Count   int    `json:"count"`
+	Count   int    `json:"count,omitempty"`
+	Lane    string `json:"lane,omitempty"` // of a knock
 }
 
 type failure struct {

@@ -33,6 +33,7 @@ type Config struct {
 	Generation int
 	Spawner    Spawner
 	Prober     Prober
+	Asker      Asker // for ReadyHTTP
 	Gate       Gate
 	// Launch prepares the start of a worker in a slot, whose sockets are already known. The pool adds the
 	// worker's own notify socket, channel and output.

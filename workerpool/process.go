@@ -50,6 +50,12 @@ type Socket struct {
 	File  *os.File // the Gate's; it stays open
 }
 
+// Asker asks a worker by a request of its own.
+type Asker interface {
+	// Ask returns nil if the worker answers a GET of the path with a status below 400. ctx bounds it.
+	Ask(ctx context.Context, w Info, path string) error
+}
+
 // Gate stands between the workers and new connections. Its methods are called from the workers' goroutines.
 type Gate interface {
 	// Sockets returns those that a worker of this slot shall accept from.

@@ -12,6 +12,7 @@ type Readiness struct {
 	Mode  ReadyMode
 	Line  *regexp.Regexp // ReadyLog: a line of its output that matches
 	Delay time.Duration  // ReadyDelay: how long it must have lived
+	Path  string         // ReadyHTTP: what is asked for; a status below 400 says yes
 }
 
 // ReadyMode is the kind of evidence.
@@ -23,6 +24,7 @@ const (
 	ReadyNotify                  // READY=1 or a word over the channel only
 	ReadyLog
 	ReadyDelay
+	ReadyHTTP
 )
 
 // ParseReadiness reads the value of --ready.
@@ -45,8 +47,10 @@ func ParseReadiness(s string) (Readiness, error) {
 			return Readiness{}, fmt.Errorf("%q is no duration; write, for example, delay=500ms", arg)
 		}
 		return Readiness{Mode: ReadyDelay, Delay: d}, nil
+	case kind == "http" && strings.HasPrefix(arg, "/"):
+		return Readiness{Mode: ReadyHTTP, Path: arg}, nil
 	}
-	return Readiness{}, fmt.Errorf("%q is none of auto, notify, log=REGEX, delay=DURATION", s)
+	return Readiness{}, fmt.Errorf("%q is none of auto, notify, log=REGEX, delay=DURATION, http=/PATH", s)
 }
 
 // hint completes the report of a worker that did not become ready in time: what would have counted, and what to do.
@@ -58,6 +62,8 @@ func (r Readiness) hint() string {
 		return fmt.Sprintf("no line of its output matched %q", r.Line)
 	case ReadyDelay:
 		return fmt.Sprintf("--ready delay=%s is longer than --start-timeout", r.Delay)
+	case ReadyHTTP:
+		return fmt.Sprintf("GET %s was not answered with a status below 400", r.Path)
 	case ReadyAuto:
 	}
 	return "it neither sent READY=1 nor was seen to wait for connections on an inherited socket; does it listen on {fd} " +

@@ -81,6 +81,12 @@ type worker struct {
 	stopRd  context.CancelFunc
 }
 
+// A starting worker is asked this often (ReadyHTTP), and has this long to answer.
+const (
+	askEvery = 25 * time.Millisecond
+	askLimit = 2 * time.Second
+)
+
 // groupPoll is how often the members of a group are looked for that outlived their leader: nothing tells of their end.
 const groupPoll = 10 * time.Millisecond
 
@@ -149,6 +155,7 @@ func (w *worker) run() {
 		startC    <-chan time.Time
 		probeC    <-chan time.Time
 		probeErrs int
+		asked     = make(chan error, 1) // the answer to a question under way
 	)
 	if w.snapshot().State == Starting && !w.isTold() {
 		if cfg.StartTimeout > 0 {
@@ -161,6 +168,8 @@ func (w *worker) run() {
 			probeC = time.After(probeEvery(0))
 		case ReadyDelay:
 			probeC = time.After(time.Until(started.Add(cfg.Readiness.Delay)))
+		case ReadyHTTP:
+			probeC = time.After(askEvery)
 		case ReadyNotify, ReadyLog:
 		}
 	}
@@ -189,6 +198,15 @@ func (w *worker) run() {
 				w.becomeReady("its delay is over")
 				continue
 			}
+			if cfg.Readiness.Mode == ReadyHTTP {
+				probeC = nil
+				w.pool.wg.Go(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+					defer cancel()
+					asked <- cfg.Asker.Ask(ctx, w.snapshot(), cfg.Readiness.Path)
+				})
+				continue
+			}
 			seen, err := cfg.Prober.Waiting(context.Background(), w.proc.PID(), w.inodes)
 			switch {
 			case seen.Found():
@@ -203,6 +221,17 @@ func (w *worker) run() {
 				fallthrough
 			default:
 				probeC = time.After(probeEvery(time.Since(started)))
+			}
+
+		case err := <-asked:
+			switch {
+			case w.snapshot().State != Starting:
+			case err == nil:
+				startC = nil
+				w.becomeReady("it answers " + cfg.Readiness.Path)
+			default:
+				w.pool.log.Debug("worker is not ready yet", zap.Int("pid", w.proc.PID()), zap.Error(err))
+				probeC = time.After(askEvery)
 			}
 
 		case <-startC:

@@ -36,7 +36,7 @@ type runCmd struct {
 	Listen  []string `placeholder:"[NAME=]ADDR" sep:"none" help:"Repeatable: :8000, 10.0.0.1:80, [::]:443, unix:/run/app.sock, or fd:NAME for a socket from systemd."`
 	Accept  string   `enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
 
-	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX or delay=DURATION."`
+	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH."`
 	Settle       time.Duration `default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
 	StartTimeout time.Duration `default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
 	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
