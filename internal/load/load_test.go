@@ -186,8 +186,8 @@ func TestRun_Refused(t *testing.T) {
 		{Network: "unix", Address: filepath.Join(t.TempDir(), "none"), Streams: []Stream{post()}, Duration: time.Second},
 	} {
 		r := run(t, c)
-		if r.Requests != 400 || r.Drops[Refused] != 400 {
-			t.Errorf("%d requests, dropped %v; want 400 refused", r.Requests, r.Drops)
+		if r.Requests+r.Unsent != 400 || r.Requests == 0 || r.Drops[Refused] != r.Requests {
+			t.Errorf("%d requests and %d unsent, dropped %v; want all of 400 refused", r.Requests, r.Unsent, r.Drops)
 		}
 	}
 }
