@@ -3,11 +3,13 @@ package upgrade
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,9 +90,18 @@ func (inv *Inventory) openTCP(g *group) (*os.File, error) {
 // claimTCP opens the first socket of an address. A port of the kernel's choice is found out first and then claimed by its
 // number: the kernel takes back a port that it chose as soon as anybody calls shutdown(2) on the socket, so that the
 // lane could not be repaired.
+//
+// Of several that claim an address at the same moment all may be refused by listen(2), so that case is tried again.
 func claimTCP(sa unix.Sockaddr, steer bool) (*os.File, error) {
 	if portOf(sa) != 0 {
-		return listenTCP(sa, claimExclusively, steer)
+		for pause := time.Millisecond; ; pause *= 2 {
+			file, err := listenTCP(sa, claimExclusively, steer)
+			var refused *os.SyscallError
+			if !errors.Is(err, unix.EADDRINUSE) || errors.As(err, &refused) && refused.Syscall != "listen" || pause > time.Second/4 {
+				return file, err
+			}
+			time.Sleep(rand.N(pause))
+		}
 	}
 	for range 20 {
 		chosen, err := listenTCP(sa, claimExclusively, false)
@@ -163,9 +174,11 @@ const (
 	joinSiblings     = true
 )
 
-// listenTCP opens a listening socket. A socket that claims its address exclusively is bound before SO_REUSEPORT is set:
-// so a second gapless of the same user is refused instead of joining the group. With steer, it may get siblings and
-// already carries the program that gives everything to index 0, itself, so that siblings get nothing unasked.
+// listenTCP opens a listening socket. A socket that claims its address exclusively has SO_REUSEPORT neither when it is
+// bound nor when it begins to listen: so a second gapless of the same user is refused instead of joining the group,
+// even one that starts at the same moment, whose bind succeeds as long as nobody listens. With steer, the socket may get
+// siblings afterwards, and carries the program that gives everything to index 0, itself, from before it listens, so
+// that siblings get nothing unasked. The kernel takes a program only with SO_REUSEPORT set, hence the back and forth.
 //
 // The *os.File is made while the socket still blocks: it then stays out of the runtime's poller, which would else wake
 // this process for each connection that arrives for a worker.
@@ -203,25 +216,27 @@ func listenOn(fd int, sa unix.Sockaddr, join, steer bool) error {
 	if err := unix.Bind(fd, sa); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	if steer && !join {
-		if err := setOptions(fd, []option{{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}}); err != nil {
-			return err
-		}
+	if join || !steer {
+		return os.NewSyscallError("listen", unix.Listen(fd, somaxconn()))
 	}
-	if err := unix.Listen(fd, somaxconn()); err != nil {
-		return os.NewSyscallError("listen", err)
-	}
-	if !steer || join {
-		return nil
-	}
+	reusePort := func(on int) error { return setOptions(fd, []option{{unix.SOL_SOCKET, unix.SO_REUSEPORT, on}}) }
 	first, err := program([]target{{index: 0, weight: 1}}, -1)
 	if err != nil {
+		return err
+	}
+	if err := reusePort(1); err != nil {
 		return err
 	}
 	if err := attachFd(fd, first); err != nil {
 		return &attachError{err}
 	}
-	return nil
+	if err := reusePort(0); err != nil {
+		return err
+	}
+	if err := unix.Listen(fd, somaxconn()); err != nil {
+		return os.NewSyscallError("listen", err)
+	}
+	return reusePort(1)
 }
 
 type option struct{ level, name, value int }
