@@ -100,7 +100,7 @@ func claimTCP(sa unix.Sockaddr, steer bool) (*os.File, error) {
 			if !errors.Is(err, unix.EADDRINUSE) || errors.As(err, &refused) && refused.Syscall != "listen" || pause > time.Second/4 {
 				return file, err
 			}
-			time.Sleep(rand.N(pause))
+			<-time.After(rand.N(pause))
 		}
 	}
 	for range 20 {

@@ -120,7 +120,7 @@ type scriptedKernel struct {
 
 func (k *scriptedKernel) connections() ([]connection, error) {
 	k.count++
-	time.Sleep(k.took) // inside a synctest bubble
+	<-time.After(k.took) // inside a synctest bubble
 	return k.open(), k.err
 }
 func (k *scriptedKernel) held() (map[uint32]bool, bool) { return map[uint32]bool{7: true}, true }

@@ -29,7 +29,7 @@ func attachFd(fd int, code []bpf.RawInstruction) error {
 func waitProgram() {
 	const membarrierCmdGlobal = 1
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0); errno != 0 {
-		time.Sleep(programGrace) // kernels with nohz_full and some sandboxes refuse it
+		<-time.After(programGrace) // kernels with nohz_full and some sandboxes refuse it
 	}
 }
 
