@@ -29,6 +29,8 @@ type conn struct {
 	buf     []byte    // read ahead and not yet given to net/http
 	rd      time.Time // the read deadline that the server wants
 	one     [4]byte   // for reads that must take little, without an allocation
+	small   [4]byte   // holds buf while it is that short
+	page    *page     // holds buf when it is longer
 	first   bool      // net/http serves its first request on it
 	idle    bool      // TLS: between two requests, with nothing read of the next
 	h2      bool      // HTTP/2: only GOAWAY can end it
@@ -39,6 +41,10 @@ type conn struct {
 	gone    bool      // handed off or ended between two requests
 	closed  bool
 }
+
+// page is as long as what net/http reads at a time, so it holds what is left of
+// that behind the end of a request's part.
+type page [4 << 10]byte
 
 // tcpConn adds what net/http uses to send files without copying, and what
 // unix connections have not.
@@ -59,6 +65,10 @@ func (c *conn) base() *conn { return c }
 // errGone makes net/http close its side without an answer and without a log
 // line: it takes read errors of this type for a client that went away.
 var errGone error = &net.OpError{Op: "read", Net: "tcp", Err: errors.New("the connection was handed off")}
+
+// errTimeout is what a read returns when its deadline passes while it does not
+// wait for the kernel.
+var errTimeout error = &net.OpError{Op: "read", Net: "tcp", Err: os.ErrDeadlineExceeded}
 
 func newConn(srv *server, nc net.Conn, tls bool) (*conn, error) {
 	sc, ok := nc.(syscall.Conn)
@@ -185,8 +195,9 @@ func (c *conn) readBuffered(p []byte) (int, error) {
 		return 0, c.readAhead(c.needs() - len(c.buf))
 	}
 	n := copy(p, c.buf[:c.scan.feed(c.buf[:min(len(p), len(c.buf))])])
-	if c.buf = c.buf[n:]; len(c.buf) == 0 {
-		c.buf = nil
+	if c.buf = c.buf[n:]; len(c.buf) == 0 && c.page != nil {
+		c.srv.pages.Put(c.page)
+		c.page = nil
 	}
 	return n, nil
 }
@@ -206,12 +217,12 @@ func (c *conn) readKernel(p []byte) (int, error) {
 		return 0, err
 	}
 	if c.atBoundary() && (n < c.needs() || c.srv.mode.Load() == modeHanding) {
-		c.buf = append(c.buf, p[:n]...)
+		c.keep(p[:n])
 		return 0, nil
 	}
 	k := c.scan.feed(p[:n])
 	if k < n {
-		c.buf = append(c.buf, p[k:n]...)
+		c.keep(p[k:n])
 	}
 	return k, nil
 }
@@ -219,11 +230,25 @@ func (c *conn) readKernel(p []byte) (int, error) {
 // readAhead waits for up to n bytes, at most four, behind those in buf.
 func (c *conn) readAhead(n int) error {
 	n, err := c.wait(c.one[:n])
-	c.buf = append(c.buf, c.one[:n]...)
+	c.keep(c.one[:n])
 	if n > 0 {
 		return nil
 	}
 	return err
+}
+
+// keep puts what was read ahead behind what is there already.
+func (c *conn) keep(b []byte) {
+	if len(c.buf) == 0 {
+		c.buf = c.small[:0]
+		if len(b) > len(c.small) {
+			if c.page == nil {
+				c.page, _ = c.srv.pages.Get().(*page)
+			}
+			c.buf = c.page[:0]
+		}
+	}
+	c.buf = append(c.buf, b...)
 }
 
 // watch is what a read between the head of a request and the next request is
@@ -240,7 +265,7 @@ func (c *conn) watch() error {
 	if !c.rd.IsZero() {
 		d := time.Until(c.rd)
 		if d <= 0 {
-			return &net.OpError{Op: "read", Net: "tcp", Err: os.ErrDeadlineExceeded}
+			return errTimeout
 		}
 		timer = time.AfterFunc(d, func() { c.mu.Lock(); c.cond.Broadcast(); c.mu.Unlock() })
 		defer timer.Stop()
@@ -352,7 +377,7 @@ func (c *conn) leave() bool {
 			return false
 		}
 		if n, err := c.tryRead(c.one[:]); n > 0 || err != nil {
-			c.buf = append(c.buf, c.one[:n]...)
+			c.keep(c.one[:n])
 			return false
 		}
 	default:

@@ -14,7 +14,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // noEnv is a process without a manager.
-func noEnv(t *testing.T) *process {
+func noEnv(t testing.TB) *process {
 	t.Helper()
 	p := newProcess(1, func(string) (string, bool) { return "", false }, func(string) error { return nil })
 	t.Cleanup(p.end)
@@ -22,7 +22,7 @@ func noEnv(t *testing.T) *process {
 }
 
 // serveOn runs srv on a listener of its own and returns its address.
-func serveOn(t *testing.T, p *process, name string, srv *http.Server) (addr string, done chan error) {
+func serveOn(t testing.TB, p *process, name string, srv *http.Server) (addr string, done chan error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -37,7 +37,7 @@ func serveOn(t *testing.T, p *process, name string, srv *http.Server) (addr stri
 	return l.Addr().String(), done
 }
 
-func await(t *testing.T, done chan error) {
+func await(t testing.TB, done chan error) {
 	t.Helper()
 	select {
 	case err := <-done:

@@ -43,6 +43,7 @@ type server struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
+	pages   sync.Pool     // of *page
 	changed chan struct{} // receives when a connection has ended; buffered
 
 	parked chan net.Conn // connections from other processes that have become active
@@ -57,6 +58,7 @@ func newServer(p *process, srv *http.Server, name string, secure bool) *server {
 	s := &server{
 		p: p, name: name, srv: srv, next: srv.Handler, star: !srv.DisableGeneralOptionsHandler, tls: secure,
 		conns: make(map[*conn]struct{}), changed: make(chan struct{}, 1),
+		pages:  sync.Pool{New: func() any { return new(page) }},
 		parked: make(chan net.Conn), unpark: make(chan struct{}), dead: make(chan struct{}),
 	}
 	if s.next == nil {
