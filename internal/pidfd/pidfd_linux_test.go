@@ -94,8 +94,8 @@ func TestProcess_StatusOfAChild(t *testing.T) {
 	}
 }
 
-// stranger starts a shell that starts the real subject, prints its PID and then does what then says.
-func stranger(t *testing.T, subject, then string) (p *Process, release func()) {
+// stranger starts a shell (parent) that starts the real subject, prints its PID and then does what then says.
+func stranger(t *testing.T, subject, then string) (p *Process, parent int, release func()) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "exec 3<&0; ("+subject+") <&3 & echo $!; exec 3<&-; "+then)
 	in, err := cmd.StdinPipe()
@@ -122,19 +122,42 @@ func stranger(t *testing.T, subject, then string) (p *Process, release func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	return p, func() { in.Close() }
+	return p, cmd.Process.Pid, func() { in.Close() }
+}
+
+// becomes polls until a process runs another program: the kernel has no event for it.
+func becomes(t *testing.T, pid int, command string) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(10 * time.Second)
+	for {
+		text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.TrimSpace(string(text)) == command {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("pid %d is still %q", pid, text)
+		}
+	}
 }
 
 func TestProcess_StatusOfAStranger(t *testing.T) {
 	t.Run("reaped by its parent", func(t *testing.T) {
-		p, release := stranger(t, "read x; exit 9", "wait")
+		p, _, release := stranger(t, "read x; exit 9", "wait")
 		release()
 		if got := p.Status(); got != (Status{Known: true, Code: 9}) {
 			t.Errorf("got %v, want exit status 9 (needs Linux 6.15 or later)", got)
 		}
 	})
 	t.Run("never reaped", func(t *testing.T) {
-		p, release := stranger(t, "read x; exit 9", "exec sleep 60")
+		p, parent, release := stranger(t, "read x; exit 9", "exec sleep 60")
+		becomes(t, parent, "sleep") // until then it is a shell, which reaps
 		release()
 		<-p.Done()
 		if got := p.Status(); got != (Status{}) || got.String() != "exit status unknown" {
@@ -239,7 +262,7 @@ func TestProcess_WaitGivesUpWithItsContext(t *testing.T) {
 }
 
 func TestProcess_CloseFreesWaiters(t *testing.T) {
-	p, _ := stranger(t, "read x", "wait")
+	p, _, _ := stranger(t, "read x", "wait")
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
