@@ -76,7 +76,7 @@ type Prober struct {
 	closed  bool
 	helpers map[identity]*helper
 	failed  map[identity]error // could not be started: would not be the next time either
-	denied  map[int]time.Time  // since when a process could not be read
+	denied  map[int]denial     // what could not be read
 }
 
 // NewProber returns a Prober whose helper is argv, a program that calls ProbeMain with its standard input and output:
@@ -86,7 +86,7 @@ func NewProber(argv ...string) *Prober {
 		argv:    slices.Clone(argv),
 		helpers: map[identity]*helper{},
 		failed:  map[identity]error{},
-		denied:  map[int]time.Time{},
+		denied:  map[int]denial{},
 	}
 }
 
@@ -124,22 +124,47 @@ func (p *Prober) look(ctx context.Context, pid int, inodes map[uint64]bool) (Evi
 	return resp.Evidence, resp.err(pid)
 }
 
-// tolerate holds back ErrNoRights for a while. What it remembers is bounded by the number of workers that are being
-// started: the owner closes the Prober when they are.
+// denial is how long a process has been unreadable without a break.
+type denial struct{ since, last time.Time }
+
+// tolerate holds back ErrNoRights for a while. A denial that was last heard of long ago was another process with the same
+// PID, or a worker that was given up: it is forgotten.
 func (p *Prober) tolerate(pid int, err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(p.denied, func(_ int, d denial) bool { return now.Sub(d.last) > 2*patience })
 	if !errors.Is(err, ErrNoRights) {
 		delete(p.denied, pid)
 		return err
 	}
-	if _, ok := p.denied[pid]; !ok {
-		p.denied[pid] = time.Now()
+	d, ok := p.denied[pid]
+	if !ok {
+		d.since = now
 	}
-	if time.Since(p.denied[pid]) < patience {
+	d.last = now
+	p.denied[pid] = d
+	if now.Sub(d.since) < patience {
 		return nil
 	}
 	return err
+}
+
+// Rest ends the helpers until they are needed again: an owner that lives long calls it when its workers are ready.
+func (p *Prober) Rest() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.end()
+}
+
+// end ends the helpers; p.mu is held.
+func (p *Prober) end() error {
+	var errs []error
+	for _, h := range p.helpers {
+		errs = append(errs, h.stop())
+	}
+	clear(p.helpers)
+	return errors.Join(errs...)
 }
 
 // Close ends the helpers and waits for them.
@@ -147,12 +172,7 @@ func (p *Prober) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	var errs []error
-	for _, h := range p.helpers {
-		errs = append(errs, h.stop())
-	}
-	clear(p.helpers)
-	return errors.Join(errs...)
+	return p.end()
 }
 
 func (p *Prober) helper(ctx context.Context, id identity) (*helper, error) {

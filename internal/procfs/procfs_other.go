@@ -25,6 +25,9 @@ func (*Prober) Waiting(context.Context, int, map[uint64]bool) (Evidence, error) 
 	return Evidence{}, ErrNotSupported
 }
 
+// Rest does nothing.
+func (*Prober) Rest() error { return nil }
+
 // Close does nothing.
 func (*Prober) Close() error { return nil }
 

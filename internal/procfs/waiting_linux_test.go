@@ -147,6 +147,12 @@ func TestInnerProber(t *testing.T) {
 			if len(p.helpers) != 1 {
 				t.Errorf("%d helpers, want one resident", len(p.helpers))
 			}
+			if err := p.Rest(); err != nil || len(p.helpers) != 0 {
+				t.Errorf("%d helpers at rest, %v", len(p.helpers), err)
+			}
+			if got, err := p.Waiting(t.Context(), pid, inodes); err != nil || !got.Found() {
+				t.Errorf("after the rest: %+v, %v", got, err)
+			}
 		})
 	}
 }
@@ -246,6 +252,8 @@ func TestProber_ToleratesForASecond(t *testing.T) {
 			{"readable", 0, nil, nil},
 			{"denied anew", time.Hour, denied, nil},
 			{"for good", patience, denied, ErrNoRights},
+			{"another process with the PID", time.Hour, denied, nil},
+			{"for good as well", patience, denied, ErrNoRights},
 			{"gone", 0, os.ErrProcessDone, os.ErrProcessDone},
 		}
 		for _, s := range steps {
