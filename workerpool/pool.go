@@ -1,8 +1,6 @@
 package workerpool
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,7 +10,6 @@ import (
 
 	"gapless/internal/channel"
 	"gapless/internal/notify"
-	"gapless/internal/pidfd"
 
 	"go.uber.org/zap"
 )
@@ -35,8 +32,7 @@ type Config struct {
 	Prober     Prober
 	Asker      Asker // for ReadyHTTP
 	Gate       Gate
-	// Launch prepares the start of a worker in a slot, whose sockets are already known. The pool adds the
-	// worker's own notify socket, channel and output.
+	// Launch is that of the Recipe for the first workers of all slots.
 	Launch func(slot int, sockets []Socket) (Launch, error)
 
 	Readiness    Readiness
@@ -68,6 +64,7 @@ type Pool struct {
 
 	mu      sync.Mutex
 	slots   []*slot
+	recipe  Recipe // of new slots
 	workers map[*worker]struct{}
 	stopped bool          // nothing is started any more
 	frozen  bool          // nothing is started for now
@@ -78,13 +75,6 @@ type Pool struct {
 	// spawning is held for reading around a start, so that freezing can wait for starts under way.
 	spawning sync.RWMutex
 	wg       sync.WaitGroup
-}
-
-// slot is a place for one worker of the pool's own generation.
-type slot struct {
-	n        int
-	current  *worker // nil while there is none
-	failures int     // deaths in a row
 }
 
 // New returns an empty Pool.
@@ -103,69 +93,14 @@ func New(cfg Config) *Pool {
 	}
 	thawed := make(chan struct{})
 	close(thawed)
-	return &Pool{cfg: cfg, log: cfg.Log, workers: make(map[*worker]struct{}), thawed: thawed, stopC: make(chan struct{})}
+	return &Pool{cfg: cfg, log: cfg.Log, recipe: Recipe{Revision: 1, Launch: cfg.Launch},
+		workers: make(map[*worker]struct{}), thawed: thawed, stopC: make(chan struct{})}
 }
 
 func (p *Pool) observe(e Event) {
 	if p.cfg.Observe != nil {
 		p.cfg.Observe(e)
 	}
-}
-
-// Start fills n slots and returns when all their workers are ready. On the first that fails, or when ctx ends, it
-// returns the reason and leaves the others running for Kill to end.
-func (p *Pool) Start(ctx context.Context, n int) error {
-	results := make(chan error, n)
-	for i := range n {
-		s := &slot{n: i}
-		p.mu.Lock()
-		p.slots = append(p.slots, s)
-		p.mu.Unlock()
-		p.wg.Go(func() {
-			w, err := p.spawn(s)
-			if err == nil {
-				select {
-				case <-w.ready:
-				case <-w.gone:
-					err = w.failure
-				}
-			}
-			results <- err
-		})
-	}
-	for range n {
-		select {
-		case err := <-results:
-			if err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// spawn starts a worker in s.
-func (p *Pool) spawn(s *slot) (*worker, error) {
-	p.spawning.RLock()
-	defer p.spawning.RUnlock()
-	p.mu.Lock()
-	refused := p.frozen || p.stopped
-	p.mu.Unlock()
-	if refused {
-		return nil, ErrFrozen
-	}
-	w, err := p.launch(s.n)
-	if err != nil {
-		return nil, fmt.Errorf("start worker %d: %w", s.n, err)
-	}
-	p.observe(Event{Info: w.info, From: Starting})
-	p.mu.Lock()
-	s.current = w
-	p.mu.Unlock()
-	p.run(w)
-	return w, nil
 }
 
 // StartHelper starts a process that serves no lane and is never restarted, such as a relay. It counts as ready at once,
@@ -206,12 +141,12 @@ func (p *Pool) run(w *worker) {
 }
 
 // launch starts a process with all that belongs to it.
-func (p *Pool) launch(slot int) (w *worker, err error) {
+func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	sockets, err := p.cfg.Gate.Sockets(slot)
 	if err != nil {
 		return nil, err
 	}
-	info := Info{ID: ID{Slot: slot, Generation: p.cfg.Generation}, State: Starting}
+	info := Info{ID: ID{Slot: slot, Generation: p.cfg.Generation}, Revision: r.Revision, State: Starting}
 	inodes := make(map[uint64]bool, len(sockets))
 	for _, s := range sockets {
 		info.Lanes = append(info.Lanes, s.Lane)
@@ -227,7 +162,7 @@ func (p *Pool) launch(slot int) (w *worker, err error) {
 			p.cfg.Gate.Release(info, Starting)
 		}
 	}()
-	l, err := p.cfg.Launch(slot, sockets)
+	l, err := r.Launch(slot, sockets)
 	if err != nil {
 		return nil, err
 	}
@@ -282,81 +217,6 @@ func (p *Pool) launch(slot int) (w *worker, err error) {
 		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
 	}
 	return w, nil
-}
-
-// exited is called by the goroutine of a worker that has gone.
-func (p *Pool) exited(w *worker, was State, status pidfd.Status) {
-	p.mu.Lock()
-	delete(p.workers, w)
-	if len(p.workers) == 0 && p.empty != nil {
-		close(p.empty)
-		p.empty = nil
-	}
-	var s *slot
-	for _, c := range p.slots {
-		if c.current == w {
-			s = c
-		}
-	}
-	restart := s != nil && w.wasUp && !p.stopped
-	if s != nil {
-		s.current = nil
-	}
-	p.mu.Unlock()
-	if !restart {
-		return
-	}
-	p.log.Warn("Worker died; it is replaced", zap.Int("worker", w.info.Slot), zap.Int("pid", w.info.PID),
-		zap.Int("generation", w.info.Generation), zap.String("state", was.String()), zap.String("reason", status.String()))
-	p.wg.Go(func() { p.restart(s, time.Since(w.info.Started)) })
-}
-
-// restart puts new workers into a slot until one becomes ready.
-func (p *Pool) restart(s *slot, lived time.Duration) {
-	for {
-		if lived >= backoffStable {
-			s.failures = 0
-		}
-		s.failures++
-		if !p.pause(backoff(s.failures, p.cfg.Random())) {
-			return
-		}
-		w, err := p.spawn(s)
-		switch {
-		case errors.Is(err, ErrFrozen):
-			continue // pause waits for the thaw, or ends
-		case err != nil:
-			p.log.Error("Worker cannot be started; trying again", zap.Int("worker", s.n), zap.Error(err))
-			continue
-		}
-		select {
-		case <-w.ready:
-			return
-		case <-w.gone:
-			lived = time.Since(w.info.Started)
-			p.log.Error("Worker did not become ready; trying again", zap.Int("worker", s.n), zap.Error(w.failure))
-		}
-	}
-}
-
-// pause waits for d, and while the pool is frozen; false: the pool has stopped.
-func (p *Pool) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-p.stopC:
-		return false
-	}
-	p.mu.Lock()
-	thawed := p.thawed
-	p.mu.Unlock()
-	select {
-	case <-thawed:
-		return true
-	case <-p.stopC:
-		return false
-	}
 }
 
 // stop ends all starting and restarting.

@@ -27,15 +27,16 @@ func (id ID) String() string { return fmt.Sprintf("%d (pid %d)", id.Slot, id.PID
 // Info is what the Gate and status know of a worker.
 type Info struct {
 	ID
-	Lanes   []string  `json:"lanes"`
-	Inodes  []uint64  `json:"inodes"` // of the lanes' sockets
-	State   State     `json:"state"`
-	Since   time.Time `json:"since"`
-	Started time.Time `json:"started"`
-	Reason  string    `json:"reason,omitempty"` // why it is in its state
-	Role    string    `json:"role,omitempty"`   // "" for a worker, else what kind of helper it is
-	Told    bool      `json:"told"`             // it has got its order to drain
-	Handoff bool      `json:"handoff"`          // it takes handed-over connections
+	Lanes    []string  `json:"lanes"`
+	Inodes   []uint64  `json:"inodes"` // of the lanes' sockets
+	State    State     `json:"state"`
+	Since    time.Time `json:"since"`
+	Started  time.Time `json:"started"`
+	Reason   string    `json:"reason,omitempty"` // why it is in its state
+	Revision int       `json:"revision,omitempty"`
+	Role     string    `json:"role,omitempty"` // "" for a worker, else what kind of helper it is
+	Told     bool      `json:"told"`           // it has got its order to drain
+	Handoff  bool      `json:"handoff"`        // it takes handed-over connections
 
 	InFlight    int `json:"in_flight"` // what a draining worker last said
 	Connections int `json:"connections"`
@@ -148,7 +149,7 @@ func (w *worker) run() {
 	defer close(w.gone)
 	var (
 		cfg       = &w.pool.cfg
-		settled   chan struct{} // closed when the gate has withdrawn the worker
+		settled   <-chan struct{} // closed when the gate has withdrawn the worker
 		order     *Order
 		dueC      <-chan time.Time
 		started   = w.info.Started
@@ -250,15 +251,19 @@ func (w *worker) run() {
 			if w.snapshot().State != Draining {
 				w.to(Draining, o.Reason)
 			}
-			settled = make(chan struct{})
+			withdrawn := make(chan struct{})
+			settled = withdrawn
 			w.pool.wg.Go(func() {
-				defer close(settled)
+				defer close(withdrawn)
 				cfg.Gate.Withdraw(w.snapshot())
 			})
 
 		case <-settled:
 			settled = nil
-			if d := w.tell(*order); d > 0 {
+			d, frozen := w.tell(*order)
+			if frozen != nil {
+				settled = frozen // if it thaws at all: else the next master tells
+			} else if d > 0 {
 				dueC = time.After(d)
 			}
 
@@ -328,10 +333,16 @@ func (w *worker) hear(said any) bool {
 	return ready && (mode == ReadyAuto || mode == ReadyNotify) && w.snapshot().State == Starting
 }
 
-// tell gives a worker that has been withdrawn its order to stop and returns how long it has; 0 is for ever.
-func (w *worker) tell(o Order) time.Duration {
+// tell gives a worker that has been withdrawn its order to stop and returns how long it has; 0 is for ever. While the pool
+// is frozen it tells nothing, lest the worker is told twice, and returns what is closed at the thaw.
+func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
+	w.pool.spawning.RLock()
+	defer w.pool.spawning.RUnlock()
+	if thaw := w.pool.thaw(); !isClosed(thaw) {
+		return 0, thaw
+	}
 	var due time.Time
-	limit := o.Timeout
+	limit = o.Timeout
 	if w.takesDrain && limit > 0 {
 		limit += o.Extra
 	}
@@ -348,14 +359,14 @@ func (w *worker) tell(o Order) time.Duration {
 		}
 		err := w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Handoff: queue != nil, Stop: o.Stop}, queue)
 		if err == nil {
-			return limit
+			return limit, nil
 		}
 		w.pool.log.Warn("worker does not hear its channel; it gets the stop signal", zap.Int("pid", w.proc.PID()), zap.Error(err))
 	}
 	if err := w.proc.Signal(w.pool.cfg.StopSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		w.pool.log.Warn("stop signal cannot be sent", zap.Int("pid", w.proc.PID()), zap.Error(err))
 	}
-	return limit
+	return limit, nil
 }
 
 // holding says what a draining worker still holds, as far as it told.
