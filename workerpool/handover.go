@@ -1,6 +1,7 @@
 package workerpool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -69,10 +70,11 @@ func (p *Pool) Freeze() ([]Record, error) {
 	var records []Record
 	for _, w := range p.all(nil) {
 		w.stopReaders()
-		if w.out != nil {
-			w.out.pause()
-		}
+		w.settleHearing()
 		r, err := w.record()
+		if errors.Is(err, errGone) {
+			continue
+		}
 		if err != nil {
 			for i := range records {
 				records[i].Close()
@@ -87,9 +89,7 @@ func (p *Pool) Freeze() ([]Record, error) {
 // Thaw undoes Freeze.
 func (p *Pool) Thaw() {
 	for _, w := range p.all(nil) {
-		if w.stopRd == nil && !isClosed(w.gone) {
-			w.startReaders()
-		}
+		w.startReaders()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +99,18 @@ func (p *Pool) Thaw() {
 	}
 }
 
+// errGone says that a worker needs no handing over: it has ended and is reaped.
+var errGone = errors.New("gone")
+
 func (w *worker) record() (r Record, err error) {
+	w.files.Lock()
+	defer w.files.Unlock()
+	if w.closed {
+		return r, errGone
+	}
+	if w.out != nil {
+		w.out.pause()
+	}
 	w.mu.Lock()
 	r = Record{Info: w.info, Due: w.due, TakesDrain: w.takesDrain}
 	w.mu.Unlock()

@@ -9,8 +9,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// startReaders lets the worker be heard: its channel, its notify socket and, where it goes through us, its output.
+// startReaders lets the worker be heard: its channel, its notify socket and, where it goes through us, its output. It does
+// nothing where that is so already, or where the worker is gone.
 func (w *worker) startReaders() {
+	w.files.Lock()
+	defer w.files.Unlock()
+	if w.stopRd != nil || w.closed {
+		return
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopRd = cancel
 	if w.ch != nil {
@@ -27,12 +33,28 @@ func (w *worker) startReaders() {
 // stopReaders returns when nothing is read from the worker any more, except for its output. What has not been read
 // stays in the kernel, for the next master.
 func (w *worker) stopReaders() {
+	w.files.Lock()
+	defer w.files.Unlock()
 	if w.stopRd == nil {
 		return
 	}
 	w.stopRd()
 	w.readers.Wait()
 	w.stopRd = nil
+}
+
+// settleHearing returns when the owner has taken in all that the readers had heard.
+func (w *worker) settleHearing() {
+	b := make(barrier)
+	select {
+	case w.said <- b:
+	case <-w.gone:
+		return
+	}
+	select {
+	case <-b:
+	case <-w.gone:
+	}
 }
 
 // drainReaders takes in what the readers had heard when they were stopped.

@@ -68,7 +68,7 @@ type worker struct {
 	info Info
 	due  time.Time
 
-	takesDrain bool // its goroutine's
+	takesDrain bool // written by its goroutine, under mu
 
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
@@ -79,7 +79,10 @@ type worker struct {
 	wasUp   bool          // it had been ready; valid after gone
 
 	readers sync.WaitGroup
-	stopRd  context.CancelFunc
+
+	files  sync.Mutex         // guards what follows, and the descriptors against being closed while they are recorded
+	stopRd context.CancelFunc // nil while nothing is read
+	closed bool
 }
 
 // A starting worker is asked this often (ReadyHTTP), and has this long to answer.
@@ -90,6 +93,9 @@ const (
 
 // groupPoll is how often the members of a group are looked for that outlived their leader: nothing tells of their end.
 const groupPoll = 10 * time.Millisecond
+
+// barrier is closed by the owner when it has taken in all that was heard before.
+type barrier chan struct{}
 
 // matched says that a line of the worker's output matched --ready log=.
 type matched struct{}
@@ -128,8 +134,21 @@ func (w *worker) to(next State, reason string) {
 	w.pool.observe(Event{Info: info, From: prev, Took: took})
 }
 
-// order asks the worker to drain. Only the first order counts.
+// order asks the worker to drain. The first order counts, unless a later one says that everything stops.
 func (w *worker) order(o Order) {
+	select {
+	case w.orders <- o:
+		return
+	default:
+	}
+	if !o.Stop {
+		return
+	}
+	// The one that waits is not the last word when everything stops.
+	select {
+	case <-w.orders:
+	default:
+	}
 	select {
 	case w.orders <- o:
 	default:
@@ -180,7 +199,7 @@ func (w *worker) run() {
 	for {
 		select {
 		case <-w.proc.Done():
-			w.exited()
+			w.exited(order)
 			return
 
 		case said := <-w.said:
@@ -243,6 +262,8 @@ func (w *worker) run() {
 			if o.Stop && w.isTold() && w.takesDrain {
 				// It may be giving its connections to workers that end as well. This order shortens the first one.
 				_ = w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Stop: true}, nil)
+			} else if o.Stop && order != nil && !w.isTold() {
+				*order = o
 			}
 			if st := w.snapshot().State; order != nil || w.isTold() || (st != Starting && st != Ready && st != Draining) {
 				continue
@@ -315,8 +336,8 @@ func (w *worker) hear(said any) bool {
 	ready := false
 	switch m := said.(type) {
 	case channel.Ready:
-		w.takesDrain = m.Drain
 		w.mu.Lock()
+		w.takesDrain = m.Drain
 		w.info.Handoff = m.Handoff
 		w.mu.Unlock()
 		ready = true
@@ -326,6 +347,8 @@ func (w *worker) hear(said any) bool {
 		w.mu.Unlock()
 	case notify.Message:
 		ready = m.Ready()
+	case barrier:
+		close(m)
 	case matched:
 		return w.snapshot().State == Starting
 	}
@@ -378,11 +401,11 @@ func (w *worker) holding() string {
 	return fmt.Sprintf("%d requests in flight, %d connections open", i.InFlight, i.Connections)
 }
 
-// exited follows the end of the process.
-func (w *worker) exited() {
+// exited follows the end of the process. order is the order to drain, if it had one.
+func (w *worker) exited(order *Order) {
 	info := w.snapshot()
 	status := w.proc.Status()
-	w.leaveNobody(info.State)
+	w.leaveNobody(info.State, order)
 	w.stopReaders()
 	w.drainReaders()
 	if w.out != nil {
@@ -393,18 +416,24 @@ func (w *worker) exited() {
 	}
 	w.to(Exited, status.String())
 	w.pool.cfg.Gate.Release(w.snapshot(), info.State)
-	w.close()
 	w.pool.exited(w, info.State, status)
+	w.close()
 }
 
 // leaveNobody ends what the process left behind in its group. A leader that was asked to drain may have been a wrapper
 // (sh -c, npm) that died of the signal alone: its server then gets the signal too, and has the rest of the time.
-func (w *worker) leaveNobody(was State) {
+func (w *worker) leaveNobody(was State, order *Order) {
+	w.mu.Lock()
+	due := w.due
+	if due.IsZero() && !w.info.Told && order != nil && order.Timeout > 0 {
+		due = time.Now().Add(order.Timeout) // it died before it was told
+	}
+	w.mu.Unlock()
 	if was == Draining && w.proc.SignalGroup(w.pool.cfg.StopSignal) == nil {
 		w.pool.log.Debug("worker left processes behind; they drain", zap.Int("pid", w.proc.PID()))
 		poll := time.NewTicker(groupPoll)
 		defer poll.Stop()
-		for w.due.IsZero() || time.Now().Before(w.due) {
+		for due.IsZero() || time.Now().Before(due) {
 			select {
 			case <-poll.C:
 			case <-w.kill:
@@ -419,7 +448,11 @@ func (w *worker) leaveNobody(was State) {
 	_ = w.proc.SignalGroup(syscall.SIGKILL) // mostly there is nobody left, which is an error
 }
 
+// close closes this process's copies of the worker's descriptors; record does not happen at the same time, or after.
 func (w *worker) close() {
+	w.files.Lock()
+	defer w.files.Unlock()
+	w.closed = true
 	if w.ch != nil {
 		w.ch.Close()
 	}
