@@ -159,6 +159,11 @@ func (inv *Inventory) Claim(addr Address, mode Mode) error {
 		}
 	}
 	inv.groups = append(inv.groups, g)
+	if addr.Network == NetworkFD {
+		if err := inv.stopPollingLanes(); err != nil {
+			inv.log.Debug("this process is woken for each connection", zap.Error(err))
+		}
+	}
 	inv.log.Debug("address claimed", zap.String("listener", g.address.Name), zap.Stringer("address", g.address),
 		zap.Stringer("accept", g.mode), zap.String("reason", g.reason))
 	return nil
@@ -346,6 +351,10 @@ func (inv *Inventory) add(g *group, file *os.File) error {
 	// is safe only while nobody else has a descriptor of it and it is the last of its group, which it is.
 	if err := inv.files.AddFile(laneFile(l.name), file); err != nil {
 		return errors.Join(fmt.Errorf("keep %s for the next master: %w", l.name, err), file.Close())
+	}
+	// Not sooner: all files of it that were made so far stay out of the runtime's poller.
+	if err := prepareInherited(file); err != nil {
+		return errors.Join(fmt.Errorf("lane %s: %w", l.name, err), file.Close())
 	}
 	g.lanes = append(g.lanes, l)
 	g.next++

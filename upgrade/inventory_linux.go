@@ -180,8 +180,7 @@ const (
 // siblings afterwards, and carries the program that gives everything to index 0, itself, from before it listens, so
 // that siblings get nothing unasked. The kernel takes a program only with SO_REUSEPORT set, hence the back and forth.
 //
-// The *os.File is made while the socket still blocks: it then stays out of the runtime's poller, which would else wake
-// this process for each connection that arrives for a worker.
+// The socket blocks until add has given it to Files, so that no *os.File of it joins the runtime's poller.
 func listenTCP(sa unix.Sockaddr, join, steer bool) (*os.File, error) {
 	family := unix.AF_INET
 	if _, ok := sa.(*unix.SockaddrInet6); ok {
@@ -195,7 +194,7 @@ func listenTCP(sa unix.Sockaddr, join, steer bool) (*os.File, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return newFile(fd)
+	return os.NewFile(uintptr(fd), "listener"), nil
 }
 
 func listenOn(fd int, sa unix.Sockaddr, join, steer bool) error {
@@ -248,15 +247,6 @@ func setOptions(fd int, options []option) error {
 		}
 	}
 	return nil
-}
-
-// newFile wraps a blocking socket and makes it non-blocking. It owns fd.
-func newFile(fd int) (*os.File, error) {
-	file := os.NewFile(uintptr(fd), "listener")
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, errors.Join(os.NewSyscallError("fcntl", err), file.Close())
-	}
-	return file, nil
 }
 
 // openSibling opens another socket of the group that first belongs to. It gets no connection, as the group's program

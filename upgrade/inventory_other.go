@@ -50,3 +50,8 @@ func newSettleKernel(*Lane, int) (settleKernel, error) { return nil, errNoListen
 func (inv *Inventory) PreviewDialer(string, time.Duration) (*net.Dialer, string, string, error) {
 	return nil, "", "", errNoListen
 }
+
+// StopPolling needs Linux.
+func StopPolling(...*os.File) error { return errNoListen }
+
+func (inv *Inventory) stopPollingLanes() error { return errNoListen }

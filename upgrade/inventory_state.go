@@ -60,6 +60,8 @@ func (inv *Inventory) State() InventoryState {
 // name ("web#3"), or else from files, under "lane/web#3"; those that were received are added to files. It owns the
 // received files from then on, closes those that no lane needs, and closes all of them when it fails.
 //
+// No other goroutine may close a descriptor of a lane meanwhile (see StopPolling for why lanes are not polled).
+//
 // The attached program is not touched: it is already that of the state. A descriptor that is missing, or is another
 // socket than the state says, is an error, as the kernel's order of lanes would then be unknown.
 func Restore(files Files, state InventoryState, received map[string]*os.File, opts InventoryOptions) (*Inventory, error) {
@@ -75,6 +77,9 @@ func Restore(files Files, state InventoryState, received map[string]*os.File, op
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("restore the lanes: %w", err), inv.Close())
+	}
+	if err := inv.stopPollingLanes(); err != nil {
+		inv.log.Debug("this process is woken for each connection", zap.Error(err))
 	}
 	return inv, nil
 }

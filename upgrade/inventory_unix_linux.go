@@ -52,7 +52,7 @@ func listenUnix(path string) (*os.File, error) {
 		_ = unix.Close(fd)
 		return nil, os.NewSyscallError("listen", err)
 	}
-	return newFile(fd)
+	return os.NewFile(uintptr(fd), "listener"), nil
 }
 
 // tempSocketName returns a name beside path that is no longer than a socket's may be.

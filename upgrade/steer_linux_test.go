@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -152,13 +154,10 @@ func TestTake_NewLanesGetNothingUnasked(t *testing.T) {
 	}
 }
 
-// TestLane_NeverBlocks: whoever inherits a lane must find it non-blocking, and this process's poller must not wake for it.
+// TestLane_NeverBlocks: whoever inherits a lane must find it non-blocking.
 func TestLane_NeverBlocks(t *testing.T) {
 	inv := claim(t, "127.0.0.1:0", ModeSteered)
 	for _, l := range take(t, inv, 2) {
-		if err := l.File().SetDeadline(time.Time{}); err == nil {
-			t.Errorf("%s is in the runtime's poller", l.Name())
-		}
 		listener := listenOnLane(t, l)
 		if err := listener.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
 			t.Fatal(err)
@@ -167,6 +166,76 @@ func TestLane_NeverBlocks(t *testing.T) {
 			t.Error("accepted")
 		}
 	}
+}
+
+// TestLanes_AreNotPolled: no descriptor of a lane is in this process's epoll set, neither the inventory's nor those that
+// Files keeps, before an upgrade and after it.
+func TestLanes_AreNotPolled(t *testing.T) {
+	files := newFakeFiles(t)
+	inv := newTestInventory(t, files, InventoryOptions{})
+	if err := inv.Claim(parse(t, "127.0.0.1:0"), ModeSteered); err != nil {
+		t.Fatal(err)
+	}
+	take(t, inv, 3)
+	if polled := polledInodes(t, inv); len(polled) > 0 {
+		t.Fatalf("polled: %v", polled)
+	}
+	next := newFakeFiles(t)
+	received := make(map[string]*os.File)
+	for i, l := range inv.Lanes("web") {
+		dup, err := dupFile(l.File()) // joins the poller, as it is non-blocking by now
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			received[l.Name()] = dup
+			continue
+		}
+		if err := next.AddFile(laneFile(l.Name()), dup); err != nil {
+			t.Fatal(err)
+		}
+		if len(polledInodes(t, inv)) == 0 {
+			t.Fatal("this test sees nothing")
+		}
+		_ = dup.Close()
+	}
+	restored, err := Restore(next, inv.State(), received, InventoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = restored.Close() })
+	if polled := polledInodes(t, restored); len(polled) > 0 {
+		t.Fatalf("polled after an upgrade: %v", polled)
+	}
+	f, err := dupFile(restored.Lane("web#0").File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := StopPolling(f); err != nil || len(polledInodes(t, restored)) > 0 {
+		t.Fatalf("still polled, %v", err)
+	}
+}
+
+// polledInodes lists the inodes of lanes that are in an epoll set of this process.
+func polledInodes(t *testing.T, inv *Inventory) (polled []uint64) {
+	t.Helper()
+	table, err := readFdTable(nil)
+	if err != nil || len(table.epolls) == 0 {
+		t.Fatalf("%d epoll sets, %v", len(table.epolls), err)
+	}
+	for _, epoll := range table.epolls {
+		info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", epoll))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range inv.Lanes("web") {
+			if strings.Contains(string(info), fmt.Sprintf(" ino:%x ", l.Inode())) {
+				polled = append(polled, l.Inode())
+			}
+		}
+	}
+	return polled
 }
 
 func TestSetPreview_ReachesOneLane(t *testing.T) {

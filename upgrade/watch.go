@@ -139,9 +139,9 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 	}
 	for _, l := range changed {
 		if l.out {
-			inv.log.Warn("worker accepts no connections: others get them", zap.String("lane", l.name))
+			inv.log.Debug("worker accepts no connections: others get them", zap.String("lane", l.name))
 		} else {
-			inv.log.Info("worker accepts connections again", zap.String("lane", l.name))
+			inv.log.Debug("worker accepts connections again", zap.String("lane", l.name))
 		}
 		if opts.Stalled != nil {
 			opts.Stalled(l, l.out)
