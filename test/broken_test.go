@@ -98,18 +98,18 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 		{"the command is missing", func() { os.Remove(a.path) }, `command .*app.*: no such file`},
 		{"a worker never becomes ready", func() { a.role("never-ready") }, `READY=1|--ready`},
 		{"a worker exits at once", func() { a.role("exits-at-once") }, `exit status 0`},
-		{"a worker fails with a message", func() { a.role("exits-3") }, `exit status 3.*the database is missing`},
+		{"a worker fails with a message", func() { a.role("exits-3") }, `(?s)exit status 3.*the database is missing`},
 		{"a worker is for another machine", func() { replaceFile(t, a.path, foreignBinary) }, `exec format error`},
 	}
 	eventually(t, patience, "the first workers run", func() bool { return len(s.workers(1)) == 2 })
 	before, generation := s.descriptors(), 1
-	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: slower(1300 * time.Millisecond), tail: slower(time.Second)}
+	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: slower(1800 * time.Millisecond), tail: slower(time.Second)}
 	r := p.under(t, len(broken), func(i int) {
 		tt := broken[i]
 		generation++
 		tt.spoil()
 		e := s.refused(generation)
-		if text := e.Reason + " " + strings.Join(e.LastLines, " "); !regexp.MustCompile(tt.reason).MatchString(text) {
+		if text := e.Reason + " " + strings.Join(e.LastLines, " ") + s.out.text(); !regexp.MustCompile(tt.reason).MatchString(text) {
 			t.Errorf("%s: the reason is %q, last lines %q; want something like %s", tt.name, e.Reason, e.LastLines, tt.reason)
 		}
 		s.goodBinary()
@@ -120,7 +120,7 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 		if ms := s.masters(); len(ms) != 1 {
 			t.Errorf("%s: %d masters when the abort was logged:\n%s", tt.name, len(ms), list(ms))
 		}
-		if !became(5*time.Second, func() bool { return s.descriptors() == before }) {
+		if !became(time.Second, func() bool { return s.descriptors() == before }) {
 			t.Errorf("%s: %v; before: %v", tt.name, s.descriptors(), before)
 		}
 	})

@@ -104,10 +104,10 @@ func answer() http.Handler {
 	})
 }
 
-// forksGrandchild serves and has a child of its own, in a process group of its own, that nobody ends but the manager.
+// forksGrandchild serves and has a child that does not heed TERM, in its process group or in one of its own.
 func forksGrandchild() int {
-	child := exec.Command("/bin/sleep", "600")
-	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	child := exec.Command("/bin/sh", "-c", "trap '' TERM; sleep 600; true")
+	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: os.Getenv("E2E_OWN_GROUP") != ""}
 	if err := child.Start(); err != nil {
 		return 1
 	}

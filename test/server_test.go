@@ -41,6 +41,7 @@ type server struct {
 	out  *output
 	mark string // NAME=VALUE in the environment of everything that it starts
 
+	first  int // PID of the first master
 	cmd    *exec.Cmd
 	exited chan struct{} // closed after cmd.Wait
 	zombie *zombieWatch
@@ -51,6 +52,13 @@ func start(t testing.TB, o options) *server {
 	t.Helper()
 	s := launch(t, o)
 	s.await("the first workers are ready", msg("Application startup complete"))
+	eventually(t, patience, "one master", func() bool {
+		ms := s.masters()
+		if len(ms) == 1 {
+			s.first = ms[0].PID
+		}
+		return len(ms) == 1
+	})
 	return s
 }
 

@@ -99,10 +99,17 @@ func (s *server) worker(generation, slot int) proc {
 // settled waits until one master and the workers of one generation are all that is left.
 func (s *server) settled(generation, workers int) {
 	s.t.Helper()
-	var seen []proc
-	ok := became(patience, func() bool {
-		seen = s.tree()
-		n := 0
+	if !s.settles(generation, workers) {
+		s.t.Fatalf("not settled to one master and %d workers of generation %d; there are:\n%s", workers, generation, list(s.tree()))
+	}
+}
+
+func (s *server) settles(generation, workers int) bool {
+	return became(patience, func() bool {
+		if s.gone() {
+			return true
+		}
+		seen, n := s.tree(), 0
 		for _, p := range seen {
 			if p.Generation == generation {
 				n++
@@ -111,10 +118,7 @@ func (s *server) settled(generation, workers int) {
 			}
 		}
 		return n == workers && len(seen) == workers+1
-	})
-	if !ok {
-		s.t.Fatalf("not settled to one master and %d workers of generation %d; there are:\n%s", workers, generation, list(seen))
-	}
+	}) && !s.gone()
 }
 
 func list(ps []proc) string {
@@ -150,6 +154,14 @@ func signal(t testing.TB, pid int, sig syscall.Signal) {
 	defer p.Release()
 	if err := p.Signal(sig); err != nil {
 		t.Fatalf("signal %v to %d: %v", sig, pid, err)
+	}
+}
+
+// kill sends KILL to a process that may have gone.
+func kill(pid int) {
+	if p, err := os.FindProcess(pid); err == nil {
+		_ = p.Kill()
+		_ = p.Release()
 	}
 }
 
