@@ -73,8 +73,12 @@ func (w *world) violate(format string, args ...any) {
 // await returns when cond, which is called with the world locked, is true.
 func (w *world) await(what string, cond func() bool) {
 	w.t.Helper()
+	limit := 20 * time.Second
+	if w.bubble {
+		limit = time.Hour
+	}
 	expired := false
-	t := time.AfterFunc(20*time.Second, func() {
+	t := time.AfterFunc(limit, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		expired = true
@@ -173,6 +177,7 @@ type program struct {
 	holders int                                       // handles that are open
 	reaped  bool                                      // Status was asked for
 	ch      *channel.Conn                             // the worker's end, if the script called speak
+	stdout  *os.File                                  // likewise, of its output
 	signals map[syscall.Signal]int                    // that reached it
 	told    func(p *program, sig syscall.Signal) bool // see TestPool_Properties
 }

@@ -38,6 +38,7 @@ type Config struct {
 	Readiness    Readiness
 	StartTimeout time.Duration // from a worker's start until it must be ready; 0: no limit
 	StopSignal   syscall.Signal
+	Watchdog     time.Duration // told to the workers as WATCHDOG_USEC; 0: none
 
 	Log *zap.Logger
 	// Observe is told of every change of state, under no lock, in the order of the changes of each worker. It must
@@ -166,7 +167,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.Sockets = sockets
+	l.Sockets, l.Watchdog = sockets, p.cfg.Watchdog
 
 	ns, err := notify.Listen()
 	if err == nil {
@@ -264,6 +265,17 @@ func (p *Pool) Kill(reason string) {
 	p.stop()
 	for _, w := range p.all(nil) {
 		w.end(reason)
+	}
+}
+
+// Abort ends a worker that hangs: with ABRT first, so that it can dump its stacks, then with KILL. It is replaced like any
+// that dies.
+func (p *Pool) Abort(pid int, reason string) {
+	for _, w := range p.all(func(i Info) bool { return i.PID == pid }) {
+		select {
+		case w.hang <- reason:
+		default:
+		}
 	}
 }
 

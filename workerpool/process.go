@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"gapless/internal/pidfd"
 	"gapless/internal/procfs"
@@ -84,6 +85,8 @@ type Launch struct {
 	UID, GID *int
 	Groups   []int
 	Umask    *int
+	NoFile   uint64        // limit on open files; 0: as many as are allowed
+	Watchdog time.Duration // for WATCHDOG_USEC; 0: none
 }
 
 // Extra is a descriptor whose number the worker finds in an environment variable.

@@ -30,6 +30,9 @@ type slot struct {
 	leaving  bool // the slot is being given up: nobody is restarted in it
 	failures int  // deaths in a row
 	restarts int  // in all
+
+	lastDeath string
+	lastLines []string
 }
 
 // Errors of replacing.
@@ -153,6 +156,7 @@ func (p *Pool) exited(w *worker, was State, status pidfd.Status) {
 		}
 		if c.current == w {
 			c.current, s = nil, c
+			c.lastDeath, c.lastLines = status.String(), w.out.lastLines()
 		}
 	}
 	died := s != nil && w.wasUp && !p.stopped && !s.leaving
@@ -192,6 +196,9 @@ func (p *Pool) restart(s *slot, lived time.Duration) {
 			continue // pause waits for the thaw, or ends
 		case err != nil:
 			lived = 0
+			p.mu.Lock()
+			s.lastDeath = err.Error()
+			p.mu.Unlock()
 			p.log.Error("Worker cannot be started; trying again", zap.Int("worker", s.n), zap.Error(err))
 			continue
 		}
@@ -299,8 +306,75 @@ func (p *Pool) Reload(ctx context.Context, r Recipe, surge int, o Order) error {
 	return nil
 }
 
-// Scale changes the number of slots to n. New ones are filled before it returns; if one of their workers fails, all new
-// slots are given up again. The workers of slots that go are ordered to drain.
+// ReloadAll replaces all workers at once, for those that share a lane: the new ones all start, and only when every one is
+// ready does retire take the old ones' share away and do they drain. If one fails, the new ones go and nothing has changed.
+func (p *Pool) ReloadAll(ctx context.Context, r Recipe, retire func() error, o Order) (err error) {
+	p.mu.Lock()
+	slots := append([]*slot(nil), p.slots...)
+	p.mu.Unlock()
+	var claimed []*slot
+	var fresh []*worker
+	before := make(map[*slot]Recipe)
+	defer func() {
+		var old []*worker
+		p.mu.Lock()
+		for _, s := range claimed {
+			switch {
+			case err != nil:
+				s.recipe = before[s]
+			case s.next != nil:
+				if s.current != nil {
+					old = append(old, s.current)
+				}
+				s.current, s.next = s.next, nil
+			}
+		}
+		p.mu.Unlock()
+		if err != nil {
+			for _, w := range fresh {
+				w.end("its reload failed")
+			}
+		}
+		for _, s := range claimed {
+			p.untend(s, true)
+		}
+		for _, w := range old {
+			w.order(o)
+		}
+	}()
+	for _, s := range slots {
+		if !p.tend(s) {
+			return fmt.Errorf("worker %d: %w", s.n, ErrSlotBusy)
+		}
+		claimed = append(claimed, s)
+		p.mu.Lock()
+		before[s], s.recipe = s.recipe, r
+		p.mu.Unlock()
+		w, err := p.spawn(s, true)
+		if err != nil {
+			return err
+		}
+		fresh = append(fresh, w)
+	}
+	for _, w := range fresh {
+		if err := w.started(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	if err := retire(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.recipe = r
+	p.mu.Unlock()
+	return nil
+}
+
+// Scale changes the number of slots to n and returns when all new workers are ready, or all surplus ones gone. If a new
+// worker fails, all new slots are given up again.
 func (p *Pool) Scale(ctx context.Context, n int, o Order) error {
 	p.mu.Lock()
 	have := len(p.slots)
@@ -314,12 +388,18 @@ func (p *Pool) Scale(ctx context.Context, n int, o Order) error {
 		p.shrink(have, o)
 		return err
 	}
-	p.shrink(n, o)
+	for _, w := range p.shrink(n, o) {
+		select {
+		case <-w.gone:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 
-// shrink gives up the slots from n on.
-func (p *Pool) shrink(n int, o Order) {
+// shrink gives up the slots from n on and returns their workers.
+func (p *Pool) shrink(n int, o Order) []*worker {
 	p.mu.Lock()
 	var out []*worker
 	for _, s := range p.slots[n:] {
@@ -335,16 +415,31 @@ func (p *Pool) shrink(n int, o Order) {
 	for _, w := range out {
 		w.order(o)
 	}
+	return out
 }
 
-// Slots returns how many slots there are, and how many restarts each has seen.
-func (p *Pool) Slots() (restarts []int) {
+// SlotInfo is what is known of a slot.
+type SlotInfo struct {
+	PID       int // of its worker; 0: none
+	Ready     bool
+	Restarts  int      // in all
+	Failures  int      // in a row
+	LastDeath string   // how its last worker ended, or why it could not be started; "" if none has
+	LastLines []string // that it printed, where they are known
+}
+
+// Slots returns what is known of each slot.
+func (p *Pool) Slots() []SlotInfo {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range p.slots {
-		restarts = append(restarts, s.restarts)
+	infos := make([]SlotInfo, len(p.slots))
+	for i, s := range p.slots {
+		infos[i] = SlotInfo{Restarts: s.restarts, Failures: s.failures, LastDeath: s.lastDeath, LastLines: s.lastLines}
+		if s.current != nil {
+			infos[i].PID, infos[i].Ready = s.current.proc.PID(), s.current.snapshot().State == Ready
+		}
 	}
-	return restarts
+	return infos
 }
 
 // pause waits for d, and while the pool is frozen; false: the pool has stopped.

@@ -27,7 +27,8 @@ func (s ExecSpawner) Spawn(l Launch) (Process, error) {
 	if self == "" {
 		self = "/proc/self/exe"
 	}
-	step := execstep.Step{Path: l.Path, ByFD: l.Exe != nil, UID: l.UID, GID: l.GID, Groups: l.Groups, Umask: l.Umask}
+	step := execstep.Step{Path: l.Path, ByFD: l.Exe != nil, UID: l.UID, GID: l.GID, Groups: l.Groups, Umask: l.Umask,
+		NoFile: l.NoFile, Watchdog: l.Watchdog}
 	stdin, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, fmt.Errorf("standard input of a worker: %w", err)

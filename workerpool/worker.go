@@ -41,6 +41,8 @@ type Info struct {
 	InFlight    int `json:"in_flight"` // what a draining worker last said
 	Connections int `json:"connections"`
 	Handed      int `json:"handed"`
+
+	Beat time.Time `json:"beat,omitzero"` // when it last said WATCHDOG=1
 }
 
 // Order is the order to drain.
@@ -73,6 +75,7 @@ type worker struct {
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
 	kill    chan string   // end it now, with the reason; buffered
+	hang    chan string   // it hangs: end it so that it can say where; buffered
 	ready   chan struct{} // closed when it is ready
 	gone    chan struct{} // closed when it has been reaped and its goroutine is over
 	failure error         // why it never was ready; valid after gone
@@ -91,6 +94,9 @@ const (
 	askLimit = 2 * time.Second
 )
 
+// abortGrace is what a hung worker has to dump its stacks after ABRT.
+const abortGrace = 3 * time.Second
+
 // groupPoll is how often the members of a group are looked for that outlived their leader: nothing tells of their end.
 const groupPoll = 10 * time.Millisecond
 
@@ -103,7 +109,7 @@ type matched struct{}
 func newWorker(p *Pool, info Info, proc Process) *worker {
 	return &worker{
 		pool: p, proc: proc, info: info,
-		said: make(chan any, 16), orders: make(chan Order, 1), kill: make(chan string, 1),
+		said: make(chan any, 16), orders: make(chan Order, 1), kill: make(chan string, 1), hang: make(chan string, 1),
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
@@ -171,6 +177,7 @@ func (w *worker) run() {
 		settled   <-chan struct{} // closed when the gate has withdrawn the worker
 		order     *Order
 		dueC      <-chan time.Time
+		abortC    <-chan time.Time
 		started   = w.info.Started
 		startC    <-chan time.Time
 		probeC    <-chan time.Time
@@ -294,6 +301,17 @@ func (w *worker) run() {
 
 		case reason := <-w.kill:
 			w.killNow(reason)
+
+		case reason := <-w.hang:
+			if st := w.snapshot().State; st != Ready && st != Starting {
+				continue
+			}
+			w.to(Killing, reason)
+			_ = w.proc.Signal(syscall.SIGABRT) // for its stacks; one that is stopped, or deaf, gets KILL
+			abortC = time.After(abortGrace)
+
+		case <-abortC:
+			_ = w.proc.SignalGroup(syscall.SIGKILL)
 		}
 	}
 }
@@ -322,10 +340,9 @@ func (w *worker) fail(err error) {
 
 // killNow ends the worker and its process group.
 func (w *worker) killNow(reason string) {
-	if w.snapshot().State == Killing {
-		return
+	if w.snapshot().State != Killing {
+		w.to(Killing, reason)
 	}
-	w.to(Killing, reason)
 	if err := w.proc.SignalGroup(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		w.pool.log.Warn("worker cannot be killed", zap.Int("pid", w.proc.PID()), zap.Error(err))
 	}
@@ -347,6 +364,11 @@ func (w *worker) hear(said any) bool {
 		w.mu.Unlock()
 	case notify.Message:
 		ready = m.Ready()
+		if m.Fields["WATCHDOG"] == "1" {
+			w.mu.Lock()
+			w.info.Beat = time.Now()
+			w.mu.Unlock()
+		}
 	case barrier:
 		close(m)
 	case matched:

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // Verb is the hidden verb of the gapless binary that runs Main.
@@ -44,6 +45,10 @@ type Step struct {
 	Groups []int `json:"groups,omitempty"`
 	// Umask of the command, where set.
 	Umask *int `json:"umask,omitempty"`
+	// NoFile is its soft limit on open files; 0: the hard one.
+	NoFile uint64 `json:"nofile,omitempty"`
+	// Watchdog is how often it must say WATCHDOG=1; 0: never.
+	Watchdog time.Duration `json:"watchdog,omitempty"`
 }
 
 // Environ returns env with the step added.
@@ -93,6 +98,9 @@ func (s Step) environ(env []string, pid int) []string {
 	if n := len(s.Names); n > 0 {
 		env = append(env, fmt.Sprintf("LISTEN_PID=%d", pid), fmt.Sprintf("LISTEN_FDS=%d", n),
 			"LISTEN_FDNAMES="+strings.Join(s.Names, ":"))
+	}
+	if s.Watchdog > 0 {
+		env = append(env, fmt.Sprintf("WATCHDOG_USEC=%d", s.Watchdog.Microseconds()), fmt.Sprintf("WATCHDOG_PID=%d", pid))
 	}
 	first, _, _, _ := s.layout()
 	for i, name := range s.Extra {

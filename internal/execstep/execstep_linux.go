@@ -34,8 +34,11 @@ func (s Step) run(argv, env []string) error {
 	var lim syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err == nil {
 		lim.Cur = lim.Max
+		if s.NoFile > 0 {
+			lim.Cur = min(s.NoFile, lim.Max)
+		}
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
-			return fmt.Errorf("raise the limit on open files to %d: %w", lim.Max, err)
+			return fmt.Errorf("set the limit on open files to %d: %w", lim.Cur, err)
 		}
 	}
 	if s.Umask != nil {
