@@ -1,0 +1,461 @@
+package workerpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gapless/internal/channel"
+	"gapless/internal/packet"
+	"gapless/internal/pidfd"
+)
+
+var exited3 = pidfd.Status{Known: true, Code: 3}
+
+func TestPool_StartsAllAndAdmitsEach(t *testing.T) {
+	w := newWorld(t)
+	m := w.newMaster(1, nil)
+	if err := m.Start(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	infos := m.Workers()
+	if len(infos) != 3 {
+		t.Fatalf("%d workers, want 3", len(infos))
+	}
+	slices.SortFunc(infos, func(a, b Info) int { return a.Slot - b.Slot })
+	for slot, i := range infos {
+		if i.Slot != slot || i.Generation != 1 || i.State != Ready || i.Reason != "epoll" || i.Role != "" || i.Told {
+			t.Errorf("worker in slot %d: %+v", slot, i)
+		}
+		if !slices.Equal(i.Lanes, []string{fmt.Sprintf("http.%d", slot)}) || !slices.Equal(i.Inodes, []uint64{uint64(100 + slot)}) {
+			t.Errorf("worker in slot %d has lanes %v, inodes %v", slot, i.Lanes, i.Inodes)
+		}
+		if n := w.count("admit", i.PID); n != 1 {
+			t.Errorf("worker %d was admitted %d times", i.PID, n)
+		}
+	}
+	select {
+	case <-m.Empty():
+		t.Error("a pool with workers says that it is empty")
+	default:
+	}
+	m.end()
+	<-m.Empty()
+	w.verify()
+}
+
+func TestPool_StartFailures(t *testing.T) {
+	type failure struct {
+		name    string
+		config  func(*Config)
+		script  func(p *program) error // for slot 1; the other workers never are ready
+		gate    func(*fakeGate)
+		want    []string // parts of the error
+		is      error
+		started bool // a *StartError
+	}
+	blind := errors.New("permission denied")
+	for _, tc := range []failure{
+		{name: "exits at once", want: []string{"worker 1 (pid ", "ended before it was ready: exit status 3"}, started: true,
+			script: func(p *program) error { p.exit(exited3); return nil }},
+		{name: "is killed", want: []string{"ended before it was ready: signal: segmentation fault"}, started: true,
+			script: func(p *program) error {
+				p.exit(pidfd.Status{Known: true, Signal: syscall.SIGSEGV})
+				return nil
+			}},
+		{name: "cannot be spawned", want: []string{"start worker 1: ", "file does not exist"}, is: os.ErrNotExist,
+			script: func(*program) error { return fmt.Errorf("execute: %w", os.ErrNotExist) }},
+		{name: "is never ready", want: []string{"worker 1 (pid ", "not ready in time", "starting after 30ms", "--ready", "{fd}"}, is: ErrNotReady, started: true,
+			config: func(c *Config) { c.StartTimeout = 30 * time.Millisecond },
+			script: func(*program) error { return nil }},
+		{name: "cannot be seen", want: []string{"readiness cannot be seen", "permission denied", "--ready"}, is: ErrNoEvidence, started: true,
+			script: func(p *program) error { p.blind = blind; return nil }},
+		{name: "is not admitted", want: []string{"give it new connections", "the kernel said no"}, started: true,
+			gate:   func(g *fakeGate) { g.admit = func(Info) error { return errors.New("the kernel said no") } },
+			script: func(p *program) error { p.serving = true; return nil }},
+		{name: "gets no socket", want: []string{"start worker 1: no lane left"},
+			gate: func(g *fakeGate) {
+				g.sockets = func(slot int) ([]Socket, error) {
+					if slot == 1 {
+						return nil, errors.New("no lane left")
+					}
+					return nil, nil
+				}
+			}},
+		{name: "cannot be prepared", want: []string{"start worker 1: no --listen is called x"},
+			config: func(c *Config) {
+				launch := c.Launch
+				c.Launch = func(slot int, s []Socket) (Launch, error) {
+					if slot == 1 {
+						return Launch{}, errors.New("no --listen is called x")
+					}
+					return launch(slot, s)
+				}
+			}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.script = func(p *program) error {
+				if p.slot == 1 && tc.script != nil {
+					return tc.script(p)
+				}
+				return nil
+			}
+			m := w.newMaster(1, func(c *Config) {
+				c.StartTimeout = 0 // the others wait for ever
+				if tc.config != nil {
+					tc.config(c)
+				}
+			})
+			if tc.gate != nil {
+				tc.gate(m.gate)
+			}
+			n := 3
+			if tc.is == ErrNotReady { //nolint:errorlint // the others would fail likewise
+				n = 2
+				w.script = func(p *program) error { p.serving = p.slot != 1; return nil }
+			}
+			err := m.Start(t.Context(), n)
+			if err == nil {
+				t.Fatal("it started")
+			}
+			for _, part := range tc.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q lacks %q", err, part)
+				}
+			}
+			if tc.is != nil && !errors.Is(err, tc.is) {
+				t.Errorf("%v is no %v", err, tc.is)
+			}
+			var se *StartError
+			if errors.As(err, &se) != tc.started {
+				t.Errorf("%v is a *StartError: %v", err, !tc.started)
+			}
+			if se != nil && (se.Worker.Slot != 1 || se.Worker.Generation != 1 || se.Worker.PID == 0) {
+				t.Errorf("the error names worker %+v", se.Worker)
+			}
+			m.end()
+			w.verify()
+			if n := w.count("release", 0); n == 0 {
+				t.Error("the gate was not told of the end")
+			}
+		})
+	}
+}
+
+func TestPool_StartReportsWhatTheWorkerPrintedLast(t *testing.T) {
+	w := newWorld(t)
+	w.script = func(p *program) error {
+		if _, err := p.launch.Stdout.WriteString("importing\nImportError: no module named app\n"); err != nil {
+			return err
+		}
+		p.exit(exited3)
+		return nil
+	}
+	m := w.newMaster(1, func(c *Config) { c.Readiness = mustReadiness(t, "log=started") })
+	err := m.Start(t.Context(), 1)
+	var se *StartError
+	if !errors.As(err, &se) {
+		t.Fatalf("got %v", err)
+	}
+	if want := []string{"importing", "ImportError: no module named app"}; !slices.Equal(se.Tail, want) {
+		t.Errorf("tail %q, want %q", se.Tail, want)
+	}
+	if se.Status != exited3 {
+		t.Errorf("status %v", se.Status)
+	}
+	m.end()
+	w.verify()
+}
+
+func mustReadiness(t *testing.T, text string) Readiness {
+	t.Helper()
+	r, err := ParseReadiness(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// sayReady says over the channel that the worker serves, and wants its orders there.
+func sayReady(t *testing.T, p *program) {
+	if err := p.ch.Send(channel.Ready{Version: channel.Version, PID: p.pid, Drain: true, Handoff: true}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// askFunc is an Asker.
+type askFunc func(ctx context.Context, w Info, path string) error
+
+func (f askFunc) Ask(ctx context.Context, w Info, path string) error { return f(ctx, w, path) }
+
+func TestPool_ReadinessModes(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		mode   string
+		script func(t *testing.T, p *program) // what the worker does in the end; it runs unlocked
+		reason string
+	}{
+		{name: "auto by the kernel", mode: "auto", reason: "epoll", script: func(_ *testing.T, p *program) { p.serve() }},
+		{name: "auto by notify", mode: "auto", reason: "it said so", script: func(_ *testing.T, p *program) { p.notify("READY=1\nSTATUS=up") }},
+		{name: "auto by channel", mode: "auto", reason: "it said so", script: sayReady},
+		{name: "notify by notify", mode: "notify", reason: "it said so", script: func(_ *testing.T, p *program) {
+			p.serve() // does not count
+			p.notify("STATUS=loading")
+			p.notify("READY=0")
+			p.notify("READY=1")
+		}},
+		{name: "notify by channel", mode: "notify", reason: "it said so", script: sayReady},
+		{name: "log", mode: "log=^up$", reason: "it said so", script: func(t *testing.T, p *program) {
+			p.serve() // does not count, nor does this:
+			p.notify("READY=1")
+			if _, err := p.stdout.WriteString("coming up\nup\n"); err != nil {
+				t.Error(err)
+			}
+		}},
+		{name: "delay", mode: "delay=20ms", reason: "its delay is over", script: func(_ *testing.T, p *program) { p.notify("READY=1") }},
+		{name: "http", mode: "http=/up", reason: "it answers /up", script: func(_ *testing.T, p *program) {
+			p.notify("READY=1") // does not count
+			p.serve()
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.script = func(p *program) error {
+				if p.launch.Stdout != nil {
+					var err error
+					p.stdout, err = packet.Dup(p.launch.Stdout, "stdout")
+					p.ended = func(p *program) { p.stdout.Close() }
+					return err
+				}
+				return p.speak()
+			}
+			began := time.Now()
+			m := w.newMaster(1, func(c *Config) {
+				c.Readiness = mustReadiness(t, tc.mode)
+				c.Owns = func(_, sender int) bool { return sender == os.Getpid() }
+				c.Asker = askFunc(func(ctx context.Context, i Info, path string) error {
+					if _, ok := ctx.Deadline(); !ok || path != "/up" {
+						t.Errorf("asked for %s with %v", path, ctx)
+					}
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					if !w.programs[i.PID].serving {
+						return errors.New("503 Service Unavailable")
+					}
+					return nil
+				})
+			})
+			result := make(chan error, 1)
+			go func() { result <- m.Start(t.Context(), 1) }()
+			w.awaitEntry("state starting", 0, 0)
+			tc.script(t, w.alive()[0])
+			if err := <-result; err != nil {
+				t.Fatal(err)
+			}
+			if i := m.Workers()[0]; i.State != Ready || i.Reason != tc.reason {
+				t.Errorf("it is %s: %s; want ready: %s", i.State, i.Reason, tc.reason)
+			}
+			if d := m.cfg.Readiness.Delay; time.Since(began) < d {
+				t.Errorf("ready after %v, before its delay of %v", time.Since(began), d)
+			}
+			m.end()
+			w.verify()
+		})
+	}
+}
+
+func TestPool_IgnoresStrangersOnTheNotifySocket(t *testing.T) {
+	w := newWorld(t)
+	w.script = func(*program) error { return nil }
+	asked := make(chan [2]int, 1)
+	m := w.newMaster(1, func(c *Config) {
+		c.Readiness.Mode = ReadyNotify
+		c.Owns = func(worker, sender int) bool { asked <- [2]int{worker, sender}; return false }
+	})
+	result := make(chan error, 1)
+	go func() { result <- m.Start(t.Context(), 1) }()
+	w.awaitEntry("state starting", 0, 0)
+	p := w.alive()[0]
+	p.notify("READY=1")
+	if got := <-asked; got != [2]int{p.pid, os.Getpid()} {
+		t.Errorf("asked whether %v belong together", got)
+	}
+	p.die(exited3)
+	if err := <-result; err == nil {
+		t.Error("a stranger made the worker ready")
+	}
+	m.end()
+	w.verify()
+	if n := m.logs.FilterMessage("notify message from a stranger ignored").Len(); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
+	}
+}
+
+func TestPool_StartEndsWithItsContext(t *testing.T) {
+	w := newWorld(t)
+	w.script = func(*program) error { return nil }
+	m := w.newMaster(1, nil)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("the upgrade was called off")
+	result := make(chan error, 1)
+	go func() { result <- m.Start(ctx, 2) }()
+	w.awaitEntry("spawn", 0, 1)
+	cancel(why)
+	if err := <-result; !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
+	m.end()
+	w.verify()
+	if err := m.StartHelper("relay", Launch{}); !errors.Is(err, ErrFrozen) {
+		t.Errorf("an ended pool starts a helper: %v", err)
+	}
+}
+
+func TestPool_NotReadyExactlyAtTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bubble = true
+		w.script = func(*program) error { return nil }
+		m := w.newMaster(1, nil)
+		began := time.Now()
+		err := m.Start(t.Context(), 1)
+		if !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "starting after 1m0s") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took != DefaultStartTimeout {
+			t.Errorf("after %v, want %v", took, DefaultStartTimeout)
+		}
+		m.end()
+		w.verify()
+	})
+}
+
+func TestPool_RestartsInTheSlotWithBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const life = time.Second
+		w := newWorld(t)
+		w.bubble = true
+		w.script = func(p *program) error {
+			if p.slot != 1 {
+				p.serving = true
+				return nil
+			}
+			// All but the first two never become ready: the slot goes on all the same.
+			p.serving = w.attempts <= 3
+			time.AfterFunc(life, func() { p.die(exited3) })
+			return nil
+		}
+		m := w.newMaster(1, nil)
+		if err := m.Start(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		for n, want := range []time.Duration{
+			0, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond,
+			1600 * time.Millisecond, 3200 * time.Millisecond, 6400 * time.Millisecond, 12800 * time.Millisecond,
+			25600 * time.Millisecond, 30 * time.Second, 30 * time.Second,
+		} {
+			died := w.awaitEntry("exit", 0, n)
+			next := w.awaitEntry("spawn", 0, n+2)
+			if got := next.at.Sub(died.at); got != want {
+				t.Errorf("restart %d came after %v, want %v", n+1, got, want)
+			}
+			w.mu.Lock()
+			if slot := w.programs[next.pid].slot; slot != 1 {
+				t.Errorf("restart %d is in slot %d", n+1, slot)
+			}
+			w.mu.Unlock()
+		}
+		m.end()
+		w.verify()
+	})
+}
+
+func TestPool_AStableWorkerEarnsARestartAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bubble = true
+		lives := []time.Duration{time.Second, time.Second, time.Second, backoffStable + time.Second, time.Second, time.Hour}
+		w.script = func(p *program) error {
+			p.serving = true
+			time.AfterFunc(lives[min(w.attempts, len(lives))-1], func() { p.die(exited3) })
+			return nil
+		}
+		m := w.newMaster(1, nil)
+		if err := m.Start(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		for n, want := range []time.Duration{0, 100 * time.Millisecond, 200 * time.Millisecond, 0, 100 * time.Millisecond} {
+			died := w.awaitEntry("exit", 0, n)
+			if got := w.awaitEntry("spawn", 0, n+1).at.Sub(died.at); got != want {
+				t.Errorf("restart %d came after %v, want %v", n+1, got, want)
+			}
+		}
+		m.end()
+		w.verify()
+	})
+}
+
+// A worker that had been stable earns one restart at once, not an endless series of them when it cannot be started.
+func TestPool_BacksOffWhenAStableWorkerCannotBeStartedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bubble = true
+		const failing = 6
+		w.script = func(p *program) error {
+			if w.attempts > 1 && w.attempts <= 1+failing {
+				return os.ErrNotExist
+			}
+			p.serving = true
+			if w.attempts == 1 {
+				time.AfterFunc(2*backoffStable, func() { p.die(exited3) })
+			}
+			return nil
+		}
+		m := w.newMaster(1, nil)
+		if err := m.Start(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		w.awaitEntry("spawn", 0, 1)
+		last := w.awaitEntry("exit", 0, 0).at
+		for n, want := range []time.Duration{0, 100, 200, 400, 800, 1600, 3200} {
+			e := w.awaitEntry("attempt", 0, n+1)
+			if got := e.at.Sub(last); got != want*time.Millisecond {
+				t.Errorf("attempt %d came after %v, want %v", n+1, got, want*time.Millisecond)
+			}
+			last = e.at
+		}
+		m.end()
+		w.verify()
+	})
+}
+
+func TestPool_KillEndsWhatIsBeingRestarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.bubble = true
+		w.script = func(p *program) error {
+			p.serving = w.attempts == 1
+			time.AfterFunc(time.Second, func() { p.die(exited3) })
+			return nil
+		}
+		m := w.newMaster(1, nil)
+		if err := m.Start(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		w.awaitEntry("exit", 0, 4) // now it waits 800 ms
+		at := time.Now()
+		m.end()
+		if d := time.Since(at); d != 0 {
+			t.Errorf("the end took %v", d)
+		}
+		w.verify()
+	})
+}
