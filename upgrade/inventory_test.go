@@ -269,3 +269,43 @@ func TestRestore_CarriesLanesAndOrder(t *testing.T) {
 		}
 	})
 }
+
+func TestRestore_KeepsTheSocketFileItsOwn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.sock")
+	files := newFakeFiles(t)
+	old := newTestInventory(t, files, InventoryOptions{})
+	if err := old.Claim(parse(t, "unix:"+path), ModeSteered); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Switch(map[string]int{take(t, old, 1)[0].Name(): 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	inv, err := Restore(files, old.State(), nil, InventoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inv.Close() })
+	if err := inv.Claim(parse(t, "unix:"+path), ModeSteered); err != nil {
+		t.Fatalf("the same configuration after an upgrade: %v", err)
+	}
+	if bound, ok := inv.Bound("web"); !ok || bound.Addr != path {
+		t.Fatalf("bound to %+v", bound)
+	}
+	// The next generation's workers get the same lane, whatever the last ones do to it.
+	lane := take(t, inv, 4)
+	if len(lane) != 1 || lane[0].Name() != "web#0" || lane[0].State() != LaneActive {
+		t.Fatalf("lanes %v", lane)
+	}
+	if err := inv.Switch(map[string]int{"web#0": 1}, []string{"web#0"}); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := inv.Settle(t.Context(), lane[0], os.Getpid(), 1); left != 0 || err != nil {
+		t.Fatalf("%d left, %v", left, err)
+	}
+	if err := inv.Unlink(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the socket file is still there: %v", err)
+	}
+}

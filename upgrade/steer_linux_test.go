@@ -279,3 +279,28 @@ func TestSetPreview_ReachesOneLane(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkSwitch(b *testing.B) {
+	for _, n := range []int{4, 64, 1000} {
+		b.Run(fmt.Sprintf("lanes=%d", n), func(b *testing.B) {
+			inv := NewInventory(noFiles{}, InventoryOptions{})
+			b.Cleanup(func() { _ = inv.Close() })
+			if err := inv.Claim(Address{"web", NetworkTCP, "127.0.0.1:0"}, ModeSteered); err != nil {
+				b.Fatal(err)
+			}
+			lanes, err := inv.Take("web", n)
+			if err != nil {
+				b.Fatal(err)
+			}
+			weights := make(map[string]int)
+			for i, l := range lanes {
+				weights[l.Name()] = 1 + i%3
+			}
+			for b.Loop() {
+				if err := inv.Switch(weights, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -201,3 +201,37 @@ func TestRestore_ALaneThatIsOutComesBack(t *testing.T) {
 func shutdownLane(l *Lane) error {
 	return withFd(l.File(), func(fd int) error { return syscall.Shutdown(fd, syscall.SHUT_RDWR) })
 }
+
+// TestTake_GivesAReusedLaneItsBacklogBack: a worker's own listen(2) holds for whoever inherits the lane.
+func TestTake_GivesAReusedLaneItsBacklogBack(t *testing.T) {
+	inv := claim(t, "127.0.0.1:0", ModeSteered)
+	lane := take(t, inv, 1)[0]
+	before := inv.Readings()[0].Backlog
+	if err := withFd(lane.File(), func(fd int) error { return syscall.Listen(fd, 5) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := inv.Readings()[0].Backlog; got != 5 {
+		t.Fatalf("backlog %d after the worker's listen, want 5", got)
+	}
+	if err := inv.Release(lane.Name()); err != nil {
+		t.Fatal(err)
+	}
+	take(t, inv, 1)
+	if got := inv.Readings()[0].Backlog; got != before {
+		t.Fatalf("backlog %d, want %d again", got, before)
+	}
+}
+
+func BenchmarkReadings(b *testing.B) {
+	inv := NewInventory(noFiles{}, InventoryOptions{})
+	b.Cleanup(func() { _ = inv.Close() })
+	if err := inv.Claim(Address{"web", NetworkTCP, "127.0.0.1:0"}, ModeSteered); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := inv.Take("web", 64); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		inv.Readings()
+	}
+}
