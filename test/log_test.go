@@ -25,6 +25,7 @@ type event struct {
 	Reason     string   `json:"reason"`
 	Error      string   `json:"error"`
 	LastLines  []string `json:"last_lines"`
+	Took       float64  `json:"took"` // seconds
 	Draining   int      `json:"draining"`
 }
 
