@@ -120,7 +120,7 @@ func (p *Pool) spawn(s *slot, replace bool) (*worker, error) {
 	p.spawning.RLock()
 	defer p.spawning.RUnlock()
 	p.mu.Lock()
-	refused, recipe := p.frozen || p.stopped, s.recipe
+	refused, recipe := p.frozen || p.stopped || s.leaving, s.recipe
 	p.mu.Unlock()
 	if refused {
 		return nil, ErrFrozen
@@ -136,8 +136,12 @@ func (p *Pool) spawn(s *slot, replace bool) (*worker, error) {
 	} else {
 		s.current = w
 	}
+	leaving := s.leaving
 	p.mu.Unlock()
 	p.run(w)
+	if leaving { // since we looked: whoever gave the slot up did not see this worker
+		w.end("its slot is given up")
+	}
 	return w, nil
 }
 
@@ -247,7 +251,7 @@ func (p *Pool) replace(s *slot, recipe *Recipe, o Order) error {
 	old := s.current
 	if err == nil {
 		s.current, s.next = w, nil
-		if isClosed(w.gone) {
+		if _, lives := p.workers[w]; !lives { // exited saw it in no slot
 			s.current = nil
 		}
 	} else {
