@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"gapless/internal/handoff"
@@ -131,6 +132,9 @@ func (r *relay) obey(ctx context.Context) error {
 		case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
 			packet.CloseAll(files)
 			return nil
+		case errors.Is(err, syscall.ECONNRESET):
+			// The master has closed its end with reports unread. What it had sent before can still be received, then the end.
+			continue
 		case errors.Is(err, packet.ErrTruncated):
 			r.log.Warn("order lost: too few descriptors are free", zap.Error(err))
 			continue
