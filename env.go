@@ -43,9 +43,10 @@ func readEnviron(pid int, get func(string) (string, bool), unset func(string) er
 	var errs []error
 	take := func(key string) string {
 		v, ok := get(key)
-		if ok {
-			errs = append(errs, unset(key))
+		if !ok {
+			return ""
 		}
+		errs = append(errs, unset(key))
 		return v
 	}
 	number := func(key string, none int) int {

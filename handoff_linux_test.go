@@ -23,7 +23,7 @@ import (
 // fleet plays the master: a socket and, per generation, a worker (a process
 // within this one) and its queue.
 type fleet struct {
-	t    *testing.T
+	t    testing.TB
 	l    *net.TCPListener
 	make func(generation int) *http.Server
 	gen  int
@@ -37,7 +37,7 @@ type member struct {
 	done       chan error
 }
 
-func newFleet(t *testing.T, mk func(int) *http.Server) *fleet {
+func newFleet(t testing.TB, mk func(int) *http.Server) *fleet {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -104,7 +104,7 @@ func (f *fleet) start() *member {
 	return m
 }
 
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -118,7 +118,7 @@ func until(t *testing.T, what string, ok func() bool) {
 }
 
 // sender is what a draining worker gets: the end of the queue of m.
-func (m *member) sender(t *testing.T) *handoff.Sender {
+func (m *member) sender(t testing.TB) *handoff.Sender {
 	t.Helper()
 	f, err := seqpacket.Dup(m.send)
 	if err != nil {

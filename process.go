@@ -209,20 +209,17 @@ func closed(ch <-chan struct{}) bool {
 }
 
 // report tells the master how the drain goes, at once and then each second.
+// The last report is exit's.
 func (p *process) report(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		var st channel.Status
 		p.mu.Lock()
 		done := p.undrained == 0
-		for _, s := range p.servers {
-			st.InFlight += int(s.inFlight.Load())
-			st.Connections += s.count()
-			st.Handed += int(s.handed.Load())
+		if !done {
+			p.sendStatus()
 		}
 		p.mu.Unlock()
-		_ = p.channel.Send(st, nil) // a master that does not listen misses a report
 		if done {
 			return
 		}
@@ -232,6 +229,17 @@ func (p *process) report(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// sendStatus is called with mu held. A master that does not listen misses it.
+func (p *process) sendStatus() {
+	var st channel.Status
+	for _, s := range p.servers {
+		st.InFlight += int(s.inFlight.Load())
+		st.Connections += s.count()
+		st.Handed += int(s.handed.Load())
+	}
+	_ = p.channel.Send(st, nil)
 }
 
 // pick chooses the listeners that addr asks for and opens one if there is no
@@ -344,6 +352,9 @@ func (p *process) exit(wait bool) {
 	defer p.mu.Unlock()
 	p.undrained--
 	p.drained.Broadcast()
+	if wait && p.undrained == 0 && p.channel != nil {
+		p.sendStatus()
+	}
 	for wait && p.undrained > 0 {
 		p.drained.Wait()
 	}
