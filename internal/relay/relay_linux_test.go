@@ -18,6 +18,7 @@ import (
 	"gapless/internal/packet"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -437,4 +438,42 @@ func TestRelay_DrainsBySignal(t *testing.T) {
 		_ = c.Close()
 		ends(t, done)
 	}
+}
+
+// TestRelay_OutlivesAMasterThatReadNoReports: the kernel then says "reset" once, before what was sent and the end.
+func TestRelay_OutlivesAMasterThatReadNoReports(t *testing.T) {
+	master, done, _ := start(t)
+	free, freeFile := listen(t, "tcp", "127.0.0.1:0")
+	active, _ := listen(t, "tcp", "127.0.0.1:0")
+	serve(t, active, echo)
+	first := dial(t, free)
+	if err := master.Sweep(target(active), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	f, err := master.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := packet.Descriptor(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10000); n != 1 || err != nil {
+		t.Fatalf("no report came: %d, %v", n, err)
+	}
+	second := dial(t, free)
+	if err := master.Sweep(target(active), freeFile); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = f.Close(), master.Close()
+	for _, c := range []stream{first, second} {
+		if _, err := io.WriteString(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	ends(t, done)
 }
