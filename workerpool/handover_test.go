@@ -160,12 +160,12 @@ func TestPool_HandsItsWorkersToTheNext(t *testing.T) {
 		if e := w.awaitEntry("group KILL", serving.pid, 0); e.at.Sub(before) != time.Hour {
 			t.Errorf("the serving one was killed after %v", e.at.Sub(before))
 		}
+		synctest.Wait()
 		want := []string{"withdraw", "withdrawn", "TERM", "group KILL", "exit", "release", "was killing"}
 		about := w.about(serving.pid)
 		if got := about[slices.Index(about, "withdraw"):]; !slices.Equal(got, want) {
 			t.Errorf("the serving one: %q, want %q", got, want)
 		}
-		synctest.Wait()
 		if n := w.count("spawn", 0); n != 3 {
 			t.Errorf("an adopted worker was restarted: %d processes", n)
 		}
