@@ -18,16 +18,14 @@ import (
 const (
 	fastAPI = `
 import asyncio, os
-from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 
-@asynccontextmanager
-async def lifespan(app):
+app = FastAPI()
+
+@app.on_event("startup")
+async def startup():
     await asyncio.sleep(float(os.environ.get("E2E_STARTUP", "1")))
     app.state.started = True
-    yield
-
-app = FastAPI(lifespan=lifespan)
 
 @app.get("/")
 @app.post("/")

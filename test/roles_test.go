@@ -37,6 +37,7 @@ var roles = map[string]func() int{
 	"chatty":              chatty,
 	"shutdown":            shutdownServer,
 	"notifies":            notifies,
+	"all-listeners":       allListeners,
 	"environment":         environment,
 }
 
@@ -199,5 +200,28 @@ func environment() int {
 		_ = srv.Close()
 	}()
 	_ = srv.Serve(l)
+	return 0
+}
+
+// allListeners serves every socket that it was passed.
+func allListeners() int {
+	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	srv := &http.Server{Handler: answer()}
+	for fd := 4; fd < 3+n; fd++ {
+		l, err := net.FileListener(os.NewFile(uintptr(fd), "listener"))
+		if err != nil {
+			return 1
+		}
+		go srv.Serve(l)
+	}
+	l := inherited()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wait(syscall.SIGTERM)
+		_ = srv.Shutdown(context.Background())
+	}()
+	_ = srv.Serve(l)
+	<-done
 	return 0
 }

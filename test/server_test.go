@@ -73,15 +73,26 @@ func launch(t testing.TB, o options) *server {
 // prepare makes the directory with the binary.
 func prepare(t testing.TB) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir(), exited: make(chan struct{})}
-	if err := os.Chmod(s.dir, 0o755); err != nil { // workers of another uid must find their way
-		t.Fatal(err)
-	}
+	s := &server{t: t, dir: publicDir(t), exited: make(chan struct{})}
 	s.bin = filepath.Join(s.dir, "gapless")
 	s.out = &output{path: filepath.Join(s.dir, "log")}
 	s.mark = "E2E_RUN=" + strconv.FormatUint(rand.Uint64(), 36)
 	s.goodBinary()
 	return s
+}
+
+// publicDir is a directory like that of t.TempDir, in which workers of another uid find their way, too.
+func publicDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gapless-e2e-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func (s *server) run(o options) {

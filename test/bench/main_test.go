@@ -1,0 +1,117 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"gapless"
+	"gapless/internal/app"
+)
+
+// built is what TestMain has made for all benchmarks.
+var built struct {
+	dir     string
+	gapless string // the binary, built as `make build` does
+	self    string // this binary, which plays a server where roleVariable asks for one
+}
+
+// report collects the lines that are printed at the end, in one piece.
+var report []string
+
+// The roles of this binary.
+const (
+	roleVariable = "BENCH_ROLE" // not GAPLESS_…: workers get none of those
+	roleBare     = "bare"       // net/http alone
+	roleWrapped  = "wrapped"    // the same server through gapless.Serve
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := play(role); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(runAll(m))
+}
+
+func runAll(m *testing.M) int {
+	var err error
+	if built.dir, err = os.MkdirTemp("", "gapless-bench-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(built.dir)
+	if built.self, err = os.Executable(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	built.gapless = filepath.Join(built.dir, "gapless")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built.gapless, "gapless/cmd/gapless")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "build gapless:", err)
+		return 1
+	}
+	status := m.Run()
+	if len(report) > 0 {
+		fmt.Printf("\n%s, %d cores, load before: %s\n", runtime.Version(), runtime.NumCPU(), loadBefore)
+		fmt.Println(strings.Join(report, "\n"))
+	}
+	return status
+}
+
+// loadBefore is the machine's load when the benchmarks began: figures from a busy machine are worth little.
+var loadBefore = func() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(text))[:1], " ")
+}()
+
+// say adds a line to the report: a figure, and the target beside it if there is one.
+func say(what, figure, target string, met bool) {
+	line := fmt.Sprintf("%-75s %10s", what, figure)
+	if target != "" {
+		verdict := "met"
+		if !met {
+			verdict = "MISSED"
+		}
+		line += fmt.Sprintf("   target %-12s %s", target, verdict)
+	}
+	report = append(report, line)
+}
+
+// play is this binary as a server. Both roles are the same server with the same handler.
+func play(role string) error {
+	srv := &http.Server{Handler: app.New(app.Info{Generation: gapless.Generation(), Worker: gapless.Worker(), PID: os.Getpid()})}
+	switch role {
+	case roleWrapped:
+		return gapless.Serve(srv)
+	case roleBare:
+		// Not MPTCP, Go's default, as gapless's sockets are not: that would be a difference of protocols.
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		fmt.Println(l.Addr())
+		return srv.Serve(l)
+	}
+	return errors.New("unknown role " + role)
+}
