@@ -61,22 +61,31 @@ func (u usage) String() string {
 	return fmt.Sprintf("descriptors: parent %d, master %d", u.parent, u.master)
 }
 
-// descriptors counts those of the parent and of its only master, when nothing is under way.
+// descriptors counts those of the parent and of its only master, when nothing is under way: when the count has been the
+// same for a while.
 func (s *server) descriptors() usage {
 	s.t.Helper()
-	var u usage
-	eventually(s.t, patience, "one master", func() bool {
-		ms := s.masters()
-		if len(ms) != 1 {
-			return false
+	var last usage
+	same := 0
+	eventually(s.t, patience, "a steady number of descriptors", func() bool {
+		u := s.count()
+		if u == last && u.master > 0 {
+			same++
+		} else {
+			last, same = u, 0
 		}
-		var err error
-		if u.master, err = procfs.OpenFiles(ms[0].PID); err != nil {
-			return false
-		}
-		u.parent, err = procfs.OpenFiles(s.pid())
-		return err == nil
+		return same >= 25
 	})
+	return last
+}
+
+func (s *server) count() (u usage) {
+	ms := s.masters()
+	if len(ms) != 1 {
+		return usage{}
+	}
+	u.master, _ = procfs.OpenFiles(ms[0].PID)
+	u.parent, _ = procfs.OpenFiles(s.pid())
 	return u
 }
 
@@ -120,7 +129,7 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 		if ms := s.masters(); len(ms) != 1 {
 			t.Errorf("%s: %d masters when the abort was logged:\n%s", tt.name, len(ms), list(ms))
 		}
-		if !became(time.Second, func() bool { return s.descriptors() == before }) {
+		if !became(time.Second, func() bool { return s.count() == before }) {
 			t.Errorf("%s: %v; before: %v", tt.name, s.descriptors(), before)
 		}
 	})

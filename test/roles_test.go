@@ -13,6 +13,7 @@ import (
 	ossignal "os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -192,36 +193,27 @@ func notifies() int {
 
 // environment answers with what it was given: variables, descriptors, limits and socket options.
 func environment() int {
-	l := inherited()
-	report := survey()
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, report) })}
-	go func() {
-		wait(syscall.SIGTERM)
-		_ = srv.Close()
-	}()
-	_ = srv.Serve(l)
-	return 0
+	report := survey() // before anything is opened
+	return serveAll(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, report) }))
 }
 
 // allListeners serves every socket that it was passed.
-func allListeners() int {
+func allListeners() int { return serveAll(answer()) }
+
+func serveAll(h http.Handler) int {
 	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
-	srv := &http.Server{Handler: answer()}
-	for fd := 4; fd < 3+n; fd++ {
+	srv := &http.Server{Handler: h}
+	var wg sync.WaitGroup
+	for fd := 3; fd < 3+n; fd++ {
 		l, err := net.FileListener(os.NewFile(uintptr(fd), "listener"))
 		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		go srv.Serve(l)
+		wg.Go(func() { _ = srv.Serve(l) })
 	}
-	l := inherited()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		wait(syscall.SIGTERM)
-		_ = srv.Shutdown(context.Background())
-	}()
-	_ = srv.Serve(l)
-	<-done
+	wait(syscall.SIGTERM)
+	_ = srv.Shutdown(context.Background())
+	wg.Wait()
 	return 0
 }
