@@ -50,14 +50,10 @@ func (o order) idleUntil() time.Time {
 // connections leave, or say on every response that it is the last; end what is
 // idle; wait for what is active. http.Server.Shutdown comes last, since it
 // drops requests that were read at that moment and closes what is idle unasked.
-func (s *server) drain(o order, ls []*inherited, loops func()) {
-	s.stopAccepting(ls, o.stop)
-	if o.queue != nil {
-		s.out.Store(o.queue)
-		s.mode.Store(modeHanding)
-	} else {
-		s.mode.Store(modeClosing)
-	}
+//
+// The mode is set and the accept loops have ended; loops waits for the one that takes connections
+// from the queue.
+func (s *server) drain(o order, loops func()) {
 	s.p.received() // nothing comes through the queue any more
 	unparked := make(chan struct{})
 	go func() {
@@ -71,6 +67,7 @@ func (s *server) drain(o order, ls []*inherited, loops func()) {
 	defer tick.Stop()
 	limit := o.idleUntil()
 	var ending time.Time
+	shut := false
 	for {
 		h1, h2 := s.kickAll()
 		now := time.Now()
@@ -90,7 +87,10 @@ func (s *server) drain(o order, ls []*inherited, loops func()) {
 			continue
 		}
 		if h1 == 0 {
-			if h2 > 0 {
+			// Nothing is left that Shutdown could lose. It sends GOAWAY and
+			// calls what the program registered with RegisterOnShutdown.
+			if h2 > 0 || !shut {
+				shut = true
 				s.goAway()
 			}
 			if s.count() == 0 {

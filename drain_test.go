@@ -1,7 +1,6 @@
 package gapless
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -223,41 +222,6 @@ func TestDrain_WaitsForHijackedConnections(t *testing.T) {
 		t.Errorf("ended after %v, want at least 1s", took)
 	}
 	await(t, done)
-}
-
-func TestHandoff_FallsBackWhenTheQueueIsGone(t *testing.T) {
-	f := newFleet(t, echoing)
-	c := dialN(t, f.addr(), 1)[0]
-	br := bufio.NewReader(c)
-	ask := func() *http.Response {
-		t.Helper()
-		if _, err := io.WriteString(c, get); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.ReadResponse(br, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		return resp
-	}
-	ask()
-	next := f.start()
-	s := next.sender(t)
-	old := f.cur
-	f.cur = next
-	_ = next.send.Close()
-	_ = s.Close() // every send fails from now on
-	old.p.orderDrain(order{from: time.Now(), queue: s})
-	until(t, "the old worker has noticed", func() bool {
-		old.p.mu.Lock()
-		defer old.p.mu.Unlock()
-		return len(old.p.servers) == 1 && old.p.servers[0].mode.Load() == modeClosing
-	})
-	if resp := ask(); !resp.Close {
-		t.Error("the answer does not say that the connection ends")
-	}
-	await(t, old.done)
 }
 
 func TestServe_UsersHooksStayInForce(t *testing.T) {

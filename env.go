@@ -13,6 +13,8 @@ import (
 
 // The variables by which a manager speaks to a worker. They are read once and
 // then removed, so that children of the program do not take them for theirs.
+// NOTIFY_SOCKET stays: the program may have more to say over it, such as its
+// status or that its watchdog is alive.
 const (
 	envPID        = "LISTEN_PID"
 	envFDs        = "LISTEN_FDS"
@@ -63,7 +65,7 @@ func readEnviron(pid int, get func(string) (string, bool), unset func(string) er
 	}
 	e.worker, e.generation = number(envWorker, 0), number(envGeneration, 0)
 	e.channel, e.handoff, e.tickets = number(envChannel, -1), number(envHandoff, -1), number(envTickets, -1)
-	e.notify = take(envNotify)
+	e.notify, _ = get(envNotify)
 	if v, ok := get(envPID); ok && v == strconv.Itoa(pid) {
 		_ = take(envPID)
 		n := number(envFDs, 0)

@@ -25,7 +25,7 @@ func TestReadEnviron(t *testing.T) {
 			"GAPLESS_WORKER": "3", "GAPLESS_GENERATION": "4", "GAPLESS_CHANNEL": "5", "GAPLESS_HANDOFF": "6", "GAPLESS_TICKETS": "7",
 		}, func(e *environ) {
 			*e = environ{3, 4, []string{"web", "admin"}, "@n", 5, 6, 7}
-		}, nil, ""},
+		}, []string{"NOTIFY_SOCKET"}, ""},
 		{"names are missing", map[string]string{"LISTEN_PID": "7", "LISTEN_FDS": "2"},
 			func(e *environ) { e.names = []string{"", ""} }, nil, ""},
 		{"for another process", map[string]string{"LISTEN_PID": "8", "LISTEN_FDS": "2"},

@@ -104,19 +104,6 @@ func (f *fleet) start() *member {
 	return m
 }
 
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for range 20_000 {
-		if ok() {
-			return
-		}
-		<-tick.C
-	}
-	t.Fatalf("timeout: %s", what)
-}
-
 // sender is what a draining worker gets: the end of the queue of m.
 func (m *member) sender(t testing.TB) *handoff.Sender {
 	t.Helper()
@@ -228,25 +215,6 @@ func talk(c net.Conn, seed uint64, stop <-chan struct{}, pace time.Duration, ans
 		case <-time.After(pace):
 		}
 	}
-}
-
-func dialN(t *testing.T, addr string, n int) []net.Conn {
-	t.Helper()
-	var cs []net.Conn
-	for range n {
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
-		cs = append(cs, c)
-	}
-	t.Cleanup(func() {
-		for _, c := range cs {
-			_ = c.Close()
-		}
-	})
-	return cs
 }
 
 func TestHandoff_NothingDroppedNothingClosed(t *testing.T) {

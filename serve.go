@@ -64,7 +64,9 @@ func Listen(name string) (net.Listener, error) { return current().listen(name) }
 // first call does something. Without a manager it does nothing.
 func Ready() error { return current().ready() }
 
-// Draining is closed when the process is told to drain. Handlers of
+// Draining is closed when the process is told to drain. Programs that use only
+// Listen call it before they accept, so that the manager knows that they heed
+// it. Handlers of
 // long-lived connections that can end between two messages, such as
 // WebSockets, rather use Linger.
 func Draining() <-chan struct{} {

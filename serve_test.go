@@ -75,6 +75,7 @@ func TestServe_DrainAnswersIdleConnectionsOnceMore(t *testing.T) {
 		t.Fatalf("before: %s", got)
 	}
 	p.orderStop()
+	until(t, "the server drains", func() bool { return p.servers[0].mode.Load() != modeServing })
 	if got := ask(); !strings.Contains(got, "Connection: close") || !strings.HasSuffix(got, "hi") {
 		t.Fatalf("draining: %s", got)
 	}
@@ -82,4 +83,36 @@ func TestServe_DrainAnswersIdleConnectionsOnceMore(t *testing.T) {
 		t.Fatalf("after: %v", err)
 	}
 	await(t, done)
+}
+
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 20_000 {
+		if ok() {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatalf("timeout: %s", what)
+}
+
+func dialN(t *testing.T, addr string, n int) []net.Conn {
+	t.Helper()
+	var cs []net.Conn
+	for range n {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+		cs = append(cs, c)
+	}
+	t.Cleanup(func() {
+		for _, c := range cs {
+			_ = c.Close()
+		}
+	})
+	return cs
 }

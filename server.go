@@ -277,10 +277,10 @@ func (q parkedListener) Accept() (net.Conn, error) {
 
 // run serves until the process drains, and then drains.
 func (s *server) run(ls []*inherited) error {
-	var loops sync.WaitGroup
+	var accepting, loops sync.WaitGroup
 	failed := make(chan error, len(ls)+1)
-	start := func(l net.Listener) {
-		loops.Go(func() {
+	start := func(l net.Listener, loop *sync.WaitGroup) {
+		loop.Go(func() {
 			if s.tls {
 				failed <- s.srv.ServeTLS(l, "", "")
 			} else {
@@ -289,11 +289,11 @@ func (s *server) run(ls []*inherited) error {
 		})
 	}
 	for _, l := range ls {
-		start(&acceptor{Listener: l.Listener, s: s, started: sync.OnceFunc(func() { s.p.serving(l) })})
+		start(&acceptor{Listener: l.Listener, s: s, started: sync.OnceFunc(func() { s.p.serving(l) })}, &accepting)
 	}
 	takes := !s.tls && s.p.queue != nil
 	if takes {
-		start(parkedListener{s, ls[0].Listener})
+		start(parkedListener{s, ls[0].Listener}, &loops)
 	}
 
 	select {
@@ -312,12 +312,21 @@ func (s *server) run(ls []*inherited) error {
 			}
 			s.parks.Wait()
 			close(s.unpark)
+			accepting.Wait()
 			loops.Wait()
 			return fmt.Errorf("serve %s: %w", ls[0].Addr(), err)
 		}
 	case <-s.p.draining:
 	}
-	s.drain(s.p.order, ls, loops.Wait)
+	if o := s.p.order; o.queue != nil {
+		s.out.Store(o.queue)
+		s.mode.Store(modeHanding)
+	} else {
+		s.mode.Store(modeClosing)
+	}
+	s.stopAccepting(ls, s.p.order.stop)
+	accepting.Wait()
+	s.drain(s.p.order, loops.Wait)
 	return nil
 }
 

@@ -21,10 +21,10 @@ func main() {
 	srv := grpc.NewServer()
 	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
 
-	drained := make(chan struct{})
+	draining, drained := gapless.Draining(), make(chan struct{})
 	go func() {
 		defer close(drained)
-		<-gapless.Draining()
+		<-draining
 		srv.GracefulStop()
 	}()
 	if err := srv.Serve(l); err != nil {
