@@ -80,7 +80,7 @@ func (r *release) resolveCommand(name string) error {
 	}
 	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return fmt.Errorf("command %q: %w", path, reason(err))
+		return fmt.Errorf("command %q: %w; build it, or name another program", path, reason(err))
 	}
 	info, err := os.Stat(resolved)
 	if err != nil {
