@@ -114,9 +114,15 @@ func (w *worker) record() (r Record, err error) {
 	w.mu.Lock()
 	r = Record{Info: w.info, Due: w.due, TakesDrain: w.takesDrain}
 	w.mu.Unlock()
+	if r.State == Exited {
+		return r, errGone
+	}
 	defer func() {
 		if err != nil {
 			r.Close()
+		}
+		if errors.Is(err, os.ErrClosed) { // its own goroutine has begun to close what it had
+			err = errGone
 		}
 	}()
 	f, err := w.proc.File()

@@ -361,3 +361,36 @@ func TestPool_FreezesWhileWorkersExit(t *testing.T) {
 		}
 	}
 }
+
+// What a wrapper left behind may drain for long. Nobody waits for it to hand the worker over.
+func TestPool_FreezesWhileTheRestOfAGroupDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, old := started(t, 1, func(p *program) error {
+			p.serving, p.members = true, 1
+			p.exitOn(syscall.SIGTERM, 143)
+			return nil
+		})
+		for _, wk := range old.all(nil) {
+			wk.order(Order{Timeout: 30 * time.Second})
+		}
+		due := w.awaitEntry("TERM", 0, 0).at.Add(30 * time.Second)
+		w.awaitEntry("group TERM", 0, 0)
+		at := time.Now()
+		records, err := old.Freeze()
+		if err != nil || len(records) != 1 {
+			t.Fatalf("%d records, %v", len(records), err)
+		}
+		if d := time.Since(at); d != 0 {
+			t.Errorf("the pool froze after %v", d)
+		}
+		old.leave()
+		next := w.newMaster(2, nil)
+		next.Adopt(travel(t, records))
+		if e := w.awaitEntry("group KILL", 0, 0); e.at.Before(due) || e.at.Sub(due) > groupPoll {
+			t.Errorf("the rest was killed %v after the end of the drain", e.at.Sub(due))
+		}
+		next.end()
+		old.end()
+		w.verify()
+	})
+}

@@ -48,12 +48,12 @@ func (w *worker) settleHearing() {
 	b := make(barrier)
 	select {
 	case w.said <- b:
-	case <-w.gone:
+	case <-w.proc.Done():
 		return
 	}
 	select {
 	case <-b:
-	case <-w.gone:
+	case <-w.proc.Done(): // its group may take as long as a drain to end, and says nothing
 	}
 }
 
