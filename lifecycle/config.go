@@ -28,9 +28,18 @@ type Config struct {
 	BeforeStart        []string
 	BeforeStartTimeout time.Duration
 
+	MaxMemory   int64         // of a worker, in bytes; 0: no limit
+	MaxLifetime time.Duration // of a worker; 0: no limit
+	Surge       int
+	Probation   time.Duration
+	Watchdog    time.Duration
+
 	User, Group string
+	NoFile      uint64   // 0: as many as are allowed
+	EnvFiles    []string // read anew by each upgrade and reload
 	Umask       *int
 
 	PIDFile string
-	Banner  bool // on a terminal: tell a person what runs and what to type
+	Control string // path of the control socket; "": the default
+	Banner  bool   // on a terminal: tell a person what runs and what to type
 }

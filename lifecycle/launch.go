@@ -41,6 +41,8 @@ type launcher struct {
 	release    *release
 	env        []string
 	generation int
+	revision   int
+	nofile     uint64
 	handoff    *os.File // receiving end of the generation's queue, or nil
 	tickets    *os.File // keys of TLS session tickets, or nil
 	ids        credentials
@@ -80,8 +82,8 @@ func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Lau
 	launch := workerpool.Launch{
 		Path: l.release.path, Exe: l.release.replacement(), Args: argv, Dir: l.release.dir,
 		Env: append(l.env[:len(l.env):len(l.env)], "GAPLESS_WORKER="+strconv.Itoa(slot),
-			"GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION=1"),
-		UID: l.ids.uid, GID: l.ids.gid, Groups: l.ids.groups, Umask: l.umask,
+			"GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION="+strconv.Itoa(l.revision)),
+		UID: l.ids.uid, GID: l.ids.gid, Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile,
 	}
 	if l.handoff != nil {
 		launch.Extra = append(launch.Extra, workerpool.Extra{Variable: "GAPLESS_HANDOFF", File: l.handoff})

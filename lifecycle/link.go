@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/packet"
 )
 
@@ -15,20 +16,44 @@ import (
 const (
 	linkFile     = "link"
 	linkVariable = "GAPLESS_LINK_FD"
+	// linkPatience bounds a send.
+	linkPatience = time.Second
 )
 
-// linkMessage is a packet on the link: a numbered signal from the parent, or the acknowledgement from a master.
+// linkMessage is a packet on the link. From the parent: a numbered signal or command. From a master: that it acts on one
+// (Ack), what came of it (Result), or what happens (Event). The answer to a command for the status is a file.
 type linkMessage struct {
-	Seq    uint64         `json:"seq"`
-	Signal syscall.Signal `json:"signal,omitempty"`
-	Ack    bool           `json:"ack,omitempty"`
+	Seq     uint64          `json:"seq,omitempty"`
+	Signal  syscall.Signal  `json:"signal,omitempty"`
+	Command *command        `json:"command,omitempty"`
+	Ack     bool            `json:"ack,omitempty"`
+	Result  *control.Result `json:"result,omitempty"`
+	Status  bool            `json:"status,omitempty"`
+	Event   *control.Event  `json:"event,omitempty"`
 }
+
+// command is what only the control socket can ask for; the rest are signals.
+type command struct {
+	Verb    verb `json:"verb"`
+	Workers int  `json:"workers,omitempty"`
+}
+
+type verb string
+
+const (
+	verbStatus  verb = "status"
+	verbUpgrade verb = "upgrade"
+	verbReload  verb = "reload"
+	verbScale   verb = "scale"
+)
 
 // masterLink is a master's end of the link. All masters share the descriptor: only the one in charge reads.
 type masterLink struct {
 	conn    *packet.Conn
 	signals chan linkMessage // to the one who governs
 	gone    chan struct{}    // closed when the parent is no more
+
+	sending sync.Mutex
 
 	mu     sync.Mutex
 	paused chan struct{} // non-nil while frozen; closed to go on
@@ -99,6 +124,17 @@ func (l *masterLink) resume() {
 }
 
 // ack tells the parent that a signal has been acted on.
-func (l *masterLink) ack(m linkMessage) {
-	_ = l.conn.Send(linkMessage{Seq: m.Seq, Ack: true}) // without a parent there is nobody to tell
+func (l *masterLink) ack(m linkMessage) { l.send(linkMessage{Seq: m.Seq, Ack: true}) }
+
+// answer tells it what came of a command.
+func (l *masterLink) answer(seq uint64, r control.Result) {
+	l.send(linkMessage{Seq: seq, Ack: true, Result: &r})
+}
+
+// send bounds what a parent that does not read can cost. Without a parent there is nobody to tell.
+func (l *masterLink) send(m linkMessage, files ...*os.File) {
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	_ = l.conn.SetWriteDeadline(time.Now().Add(linkPatience))
+	_ = l.conn.Send(m, files...)
 }

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,21 +45,30 @@ type master struct {
 	inv     *upgrade.Inventory // nil before this master is in charge
 	gate    *gate
 	pool    *workerpool.Pool
-	rel     *release
+	rel     atomic.Pointer[release]
 	queues  queues
 	watch   laneWatch
 	tickets *tickets
 	strays  *strays
+	limits  limits
 	hint    sync.Once
 
+	facts atomic.Pointer[facts] // of this generation, as it is now
+
 	// The rest belongs to the goroutine of govern.
-	next      int // the number of the next generation
-	attempt   context.CancelCauseFunc
-	attempted chan error
-	pending   []linkMessage // upgrades asked for while one is under way
-	stop      *linkMessage  // the order to stop that waits for the end of an attempt
-	refusal   *time.Ticker  // runs while stopping, until new clients are refused
-	lent      struct {      // lanes of the generation that is starting
+	reread   func() (Config, error)
+	next     int     // the number of the next generation
+	revision int     // of this one; raised by each reload
+	wanted   int     // how many workers there are to be
+	started  int     // how many there were at first
+	older    []facts // of generations that may still have workers
+	op       *operation
+	opDone   <-chan error
+	wishes   wishes
+	stop     *linkMessage // the order to stop
+	refusal  *time.Ticker // runs while stopping, until new clients are refused
+
+	lent struct { // lanes of the generation that is starting
 		sync.Mutex
 		names []string
 	}
@@ -68,9 +78,9 @@ type master struct {
 var ErrReported = errors.New("reported to the master in charge")
 
 // RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
-// people, nil if there is none to show.
-func RunMaster(cfg Config, log *zap.Logger) error {
-	m := &master{cfg: cfg, events: log, log: log, began: time.Now()}
+// people, nil if there is none to show. reread reads the configuration anew, for a reload.
+func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error {
+	m := &master{cfg: cfg, reread: reread, revision: 1, events: log, log: log, began: time.Now()}
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
@@ -102,6 +112,7 @@ func RunMaster(cfg Config, log *zap.Logger) error {
 	m.strays = newStrays(m)
 	g.Add("strays", m.strays.run)
 	g.Add("tickets", m.tickets.run)
+	g.Add("limits", m.keepLimits)
 	m.watch.watch = m.watchLanes
 	defer m.watch.stop()
 	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
@@ -205,6 +216,10 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 			aborted = nil
 			cancel(m.pred.Reason())
 		case msg := <-m.link.signals: // in the first master only
+			if msg.Command != nil {
+				m.command(start, msg) // the status; all else is refused until the workers are ready
+				continue
+			}
 			switch msg.Signal {
 			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 				m.link.ack(msg)
@@ -212,7 +227,7 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 				cancel(errStopped)
 			case syscall.SIGUSR2:
 				m.log.Info("Upgrade follows when the workers are ready")
-				m.pending = append(m.pending, msg)
+				m.wishes.upgrade = append(m.wishes.upgrade, msg)
 			default:
 				m.link.ack(msg)
 				m.log.Warn("Signal ignored: the workers are not ready yet", zap.Stringer("signal", msg.Signal))

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/packet"
 	"gapless/upgrade"
 	"gapless/workerpool"
@@ -20,26 +21,24 @@ func (m *master) sinceBegan() time.Duration { return time.Since(m.began) }
 
 // govern is the life in charge. It returns when everything has stopped or the next master is in charge.
 func (m *master) govern(ctx context.Context) error {
-	if m.pred == nil && m.state.get() == Starting {
+	if m.pred == nil {
 		if err := m.firstCharge(); err != nil {
 			return err
 		}
 	}
-	if len(m.pending) > 0 {
-		m.upgrade(ctx)
-	}
+	m.wanted = m.started
+	m.proceed(ctx)
 	gone := m.link.gone
-	var empty <-chan struct{}
 	for {
+		var empty <-chan struct{}
+		if m.state.get() == Stopping {
+			empty = m.pool.Empty()
+		}
 		select {
 		case msg := <-m.link.signals:
 			m.obey(ctx, msg)
-			if m.state.get() == Stopping {
-				empty = m.pool.Empty()
-			}
-		case err := <-m.attempted:
-			m.attempted, m.attempt = nil, nil
-			if err == nil {
+		case err := <-m.opDone:
+			if err == nil && m.op.kind == control.KindUpgrade {
 				_ = m.state.to(Over)
 				m.log.Info("Handed over", fPID(os.Getpid()))
 				// The new master waits for our end, and the process has nothing left to say: what this pool's
@@ -47,21 +46,14 @@ func (m *master) govern(ctx context.Context) error {
 				_ = m.log.Sync()
 				os.Exit(0)
 			}
-			m.aborted(err)
-			switch {
-			case m.stop != nil:
-				m.beginStop()
-				empty = m.pool.Empty()
-			case len(m.pending) > 0:
-				m.upgrade(ctx)
+			if err == nil && m.op.kind == control.KindReload {
+				m.revision++
 			}
+			m.ended(ctx, err)
 		case <-gone:
 			gone = nil
 			m.log.Warn("The parent has gone; everything drains")
 			m.obey(ctx, linkMessage{Signal: syscall.SIGTERM})
-			if m.state.get() == Stopping {
-				empty = m.pool.Empty()
-			}
 		case <-tickOf(m.refusal):
 			m.refuse()
 		case <-empty:
@@ -107,42 +99,6 @@ func (m *master) firstCharge() error {
 	return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\nSTATUS=" + m.statusLine())
 }
 
-// obey acts on a signal that the parent passed on. It is acknowledged when it has been acted on; one that waits for an
-// upgrade under way is the next master's if that one succeeds.
-func (m *master) obey(ctx context.Context, msg linkMessage) {
-	switch msg.Signal {
-	case syscall.SIGUSR2:
-		if m.state.get() == Stopping {
-			m.log.Warn("Upgrade refused: everything drains")
-			m.link.ack(msg)
-			return
-		}
-		m.pending = append(m.pending, msg)
-		if m.attempted == nil {
-			m.upgrade(ctx)
-		} else {
-			m.log.Info("An upgrade is under way; one more follows")
-		}
-	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
-		if m.state.get() == Stopping && msg.Signal != syscall.SIGQUIT {
-			m.link.ack(msg)
-			return
-		}
-		m.stop = &msg
-		if m.attempted != nil {
-			m.attempt(errors.New("gapless stops")) // beginStop follows the attempt's end
-			return
-		}
-		m.beginStop()
-	case syscall.SIGUSR1:
-		m.link.ack(msg)
-		m.pool.SignalAll(syscall.SIGUSR1, func(pid int) bool { return catches(pid, syscall.SIGUSR1) })
-	default:
-		m.link.ack(msg)
-		m.log.Warn("Signal ignored: this version does not act on it", zap.Stringer("signal", msg.Signal))
-	}
-}
-
 // beginStop acts on the order to stop: it drains everything, or ends it at once.
 func (m *master) beginStop() {
 	m.link.ack(*m.stop)
@@ -158,6 +114,7 @@ func (m *master) beginStop() {
 		return
 	}
 	m.pool.DrainAll(m.order("gapless stops", true))
+	m.emit(control.Event{Kind: control.KindStop, Generation: m.generation, State: "drain"})
 	m.watch.stop()
 	m.refusal = time.NewTicker(refusalEvery)
 }
@@ -174,32 +131,6 @@ func (m *master) refuse() {
 	if err := m.inv.Shutdown(); err != nil {
 		m.log.Warn("New clients have to wait for the end", zap.Error(err))
 	}
-}
-
-// upgrade starts an attempt, for all requests that have come so far.
-func (m *master) upgrade(ctx context.Context) {
-	for _, msg := range m.pending {
-		m.link.ack(msg)
-	}
-	m.pending = nil
-	if err := m.state.to(Upgrading); err != nil {
-		m.log.Error("upgrade refused", zap.Error(err))
-		return
-	}
-	generation := m.next
-	m.next++
-	m.log.Info("Upgrade started", zap.Int("to_generation", generation))
-	ctx, m.attempt = context.WithCancelCause(ctx)
-	a := &upgrade.Attempt{
-		Handover: m.flip,
-		Owner:    (*owner)(m),
-		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid()},
-		End:      endGeneration,
-		Knock:    m.gate.knock,
-	}
-	done := make(chan error, 1)
-	m.attempted = done
-	go func() { done <- a.Run(ctx) }()
 }
 
 // aborted follows the failure of an attempt: this generation serves on.
@@ -251,6 +182,13 @@ func (o *owner) Progress(p upgrade.Progress) {
 		fields = append(fields, zap.Int("ready", p.Ready), zap.Int("workers", p.Total))
 	}
 	m.log.Info("Upgrade", fields...)
+	states := map[upgrade.Phase]string{upgrade.PhaseMaster: "starting", upgrade.PhasePrepare: "starting", upgrade.PhaseSteps: "steps",
+		upgrade.PhaseWorkers: "starting", upgrade.PhaseCommit: "commit"}
+	e := control.Event{Kind: control.KindUpgrade, Generation: m.op.target, State: states[p.Phase], PID: p.PID, Ready: p.Ready, Total: p.Total}
+	if p.Total > 0 && p.Ready == p.Total {
+		e.State = "ready"
+	}
+	m.emit(e)
 }
 
 func (o *owner) Freeze() ([]upgrade.Parcel, error) {
@@ -274,7 +212,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = add(parcelMaster, legacy{Next: m.next})
+	err = add(parcelMaster, legacy{Next: m.next, Answer: m.op.answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

@@ -7,7 +7,9 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
+	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/packet"
 	"gapless/internal/procfs"
 	"gapless/upgrade"
@@ -16,21 +18,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// start brings the generation up: release, previous steps, lanes, workers. On return all workers are ready.
+// start brings the generation up: release, lanes, previous steps, workers. On return all workers are ready.
 func (m *master) start(ctx context.Context) error {
-	rel, err := resolveRelease(m.cfg.Chdir, m.cfg.Command)
-	if err != nil {
-		return err
-	}
-	m.rel = rel
-	ids, err := resolveCredentials(m.cfg.User, m.cfg.Group)
-	if err != nil {
-		return err
-	}
 	if err := m.queues.init(m.log, m.generation); err != nil {
 		return err
 	}
-	// The first master opens the addresses before anything else: a port in use is known at once.
+	l, err := m.resolve(m.cfg, 1)
+	if err != nil {
+		return err
+	}
+	// The first master opens the addresses before anything runs: a port in use is known at once.
 	var names []string
 	if m.pred == nil {
 		if names, err = m.claim(); err != nil {
@@ -50,14 +47,8 @@ func (m *master) start(ctx context.Context) error {
 		}
 	}
 	m.gate = newGate(m.generation, m.inv, names, m.cfg.Settle, m.log)
-
-	env := workerEnviron(os.Environ(), rel.dirName)
-	if len(m.cfg.BeforeStart) > 0 {
-		m.progress(upgrade.Progress{Phase: upgrade.PhaseSteps})
-		stepEnv := append(env[:len(env):len(env)], "GAPLESS_GENERATION="+strconv.Itoa(m.generation))
-		if err := runSteps(ctx, m.cfg.BeforeStart, m.cfg.BeforeStartTimeout, rel.dirName, stepEnv, m.log); err != nil {
-			return err
-		}
+	if err := m.steps(ctx, m.cfg, l); err != nil {
+		return err
 	}
 	workers := m.cfg.Workers
 	if m.pred != nil {
@@ -68,12 +59,11 @@ func (m *master) start(ctx context.Context) error {
 			return err
 		}
 	}
-	l := &launcher{release: rel, env: env, generation: m.generation, handoff: m.queues.own.recv,
-		tickets: m.tickets.f, ids: ids, umask: m.cfg.Umask}
+	m.started = workers
 	var ready atomic.Int64
 	m.pool = workerpool.New(workerpool.Config{
 		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
-		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal,
+		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal, Watchdog: m.cfg.Watchdog,
 		Log: m.events, Owns: ownsSender,
 		Observe: func(e workerpool.Event) {
 			m.observe(e)
@@ -83,7 +73,44 @@ func (m *master) start(ctx context.Context) error {
 		},
 	})
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Total: workers, Limit: m.cfg.StartTimeout})
-	return m.pool.Start(ctx, workers)
+	if err := m.pool.Start(ctx, workers); err != nil {
+		return err
+	}
+	m.prober.Rest() // its helper, if it needed one, is for starts
+	return nil
+}
+
+// resolve finds the release as it is now: directory, command, environment and credentials, for one revision.
+func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
+	rel, err := resolveRelease(cfg.Chdir, cfg.Command)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := resolveCredentials(cfg.User, cfg.Group)
+	if err != nil {
+		return nil, err
+	}
+	environ, err := readEnvFiles(os.Environ(), cfg.EnvFiles)
+	if err != nil {
+		return nil, err
+	}
+	m.rel.Store(rel)
+	l := &launcher{release: rel, env: workerEnviron(environ, rel.dirName), generation: m.generation, revision: revision,
+		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile}
+	m.facts.Store(&facts{Generation: m.generation, Revision: revision, MasterPID: os.Getpid(), Began: m.began,
+		ReleaseDir: rel.dirName, Command: cfg.Command, Binary: ownBinary(), Version: cfg.Version})
+	return l, nil
+}
+
+// steps runs the previous steps for a launcher's workers.
+func (m *master) steps(ctx context.Context, cfg Config, l *launcher) error {
+	if len(cfg.BeforeStart) == 0 {
+		return nil
+	}
+	m.progress(upgrade.Progress{Phase: upgrade.PhaseSteps})
+	m.emit(control.Event{Kind: control.KindUpgrade, Generation: m.generation, State: "steps"})
+	env := append(l.env[:len(l.env):len(l.env)], "GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION="+strconv.Itoa(l.revision))
+	return runSteps(ctx, cfg.BeforeStart, cfg.BeforeStartTimeout, l.release.dirName, env, m.log)
 }
 
 func (m *master) progress(p upgrade.Progress) {
@@ -159,7 +186,22 @@ const (
 
 // legacy is the parcel of the master itself.
 type legacy struct {
-	Next int `json:"next"` // the number of the next generation
+	Next   int       `json:"next"`             // the number of the next generation
+	Answer []uint64  `json:"answer,omitempty"` // the commands that wait for the upgrade's outcome
+	Began  time.Time `json:"began"`            // the upgrade
+	Facts  []facts   `json:"facts"`            // of the generations that still have workers
+}
+
+// facts are what status tells of a generation beside its workers.
+type facts struct {
+	Generation int       `json:"generation"`
+	Revision   int       `json:"revision"`
+	MasterPID  int       `json:"master_pid"`
+	Began      time.Time `json:"began"`
+	ReleaseDir string    `json:"release_dir"`
+	Command    []string  `json:"command"`
+	Binary     string    `json:"binary"`
+	Version    string    `json:"version"`
 }
 
 type queueParcel struct {
@@ -223,6 +265,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	}
 	m.inv = inv
 	m.next = max(m.next, in.legacy.Next)
+	m.charge(in.legacy.Facts)
 	var old []workerpool.Info
 	for i := range in.workers {
 		old = append(old, in.workers[i].Info)
@@ -236,6 +279,11 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.watch.start()
 	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))
 	_ = tellParent("STATUS=" + m.statusLine())
+	took := time.Since(in.legacy.Began).Seconds()
+	m.emit(control.Event{Kind: control.KindUpgrade, Generation: m.generation, State: "done", PID: os.Getpid(), TookSeconds: took})
+	for _, seq := range in.legacy.Answer {
+		m.link.answer(seq, control.Result{OK: true, Generation: m.generation, Revision: m.revision, TookSeconds: took})
+	}
 	m.pool.DrainOthers(m.order("a new generation serves", false))
 	return nil
 }

@@ -8,9 +8,11 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/notify"
 	"gapless/internal/packet"
 	"gapless/internal/pidfd"
@@ -35,6 +37,9 @@ type ParentConfig struct {
 	Args         []string // of the masters, after the binary
 	DrainTimeout time.Duration
 	PIDFile      string
+	Version      string
+	Control      string // path of the control socket; "": the default one for Listener
+	Listener     string // the first address
 }
 
 // process is a master, as the parent knows it.
@@ -55,33 +60,37 @@ type parent struct {
 	cfg ParentConfig
 	log *zap.Logger
 
-	sock    *notify.Socket
-	link    *packet.Conn
-	signals chan os.Signal
-	notes   chan notify.Message
-	acks    chan uint64
-	ends    chan ended
-	timeout chan *process // a master that is overdue
-	over    chan struct{} // closed when govern has ended and nobody listens any more
-	reaped  sync.Map      // statuses by PID, for kernels whose pidfds do not tell them
+	sock     *notify.Socket
+	socket   *control.Listener
+	link     *packet.Conn
+	signals  chan os.Signal
+	notes    chan notify.Message
+	acks     chan uint64
+	commands chan linkMessage // from the control socket
+	ctl      *controller
+	ends     chan ended
+	timeout  chan *process // a master that is overdue
+	over     chan struct{} // closed when govern has ended and nobody listens any more
+	reaped   sync.Map      // statuses by PID, for kernels whose pidfds do not tell them
 
 	// The rest belongs to the goroutine of govern.
 	current  *process
 	masters  map[int]*process // all that live, by PID
 	orphaned *process         // the dead master in charge, until it is decided who follows
-	seq      uint64
+	seq      atomic.Uint64
 	unacked  []linkMessage
 	stopping int  // how often it was told to stop
 	inCharge bool // a master has been in charge
 	kill     <-chan time.Time
 	status   int
+	fatal    error // why the parent gives up as soon as the master is there
 }
 
 // RunParent runs the parent and returns the exit status for the process, and an error for people, if there is one that
 // no master has printed.
 func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	p := &parent{cfg: cfg, log: log, signals: make(chan os.Signal, 64), notes: make(chan notify.Message),
-		acks: make(chan uint64), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process)}
+		acks: make(chan uint64), commands: make(chan linkMessage), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process)}
 	// First of all: before this line a USR2 would kill.
 	signal.Notify(p.signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT,
 		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
@@ -98,18 +107,39 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 		return 1, err
 	}
 	defer p.sock.Close()
+	p.ctl = newController(p, cfg.Version, log)
+	p.fatal = p.openControl() // acted on when the master has its addresses: a port in use is the better answer
+	if p.socket != nil {
+		defer p.socket.Close()
+	}
 	if err := p.startMaster(); err != nil {
 		return 1, err
 	}
 	defer p.link.Close()
 
 	g := NewGroup(log)
+	if p.socket != nil {
+		g.Add("control", func(ctx context.Context) error { return control.Serve(ctx, p.socket, p.ctl, log) })
+	}
 	g.Add("reaper", p.reap)
 	g.Add("notify", p.hearNotes)
-	g.Add("link", p.hearAcks)
+	g.Add("link", p.hearLink)
 	g.Add("parent", p.govern)
 	err = g.Run()
+	if p.fatal != nil && !p.inCharge {
+		return 1, errors.Join(p.fatal, err)
+	}
 	return p.status, err
+}
+
+// openControl opens the control socket.
+func (p *parent) openControl() (err error) {
+	path := p.cfg.Control
+	if path == "" {
+		path = control.DefaultPath(control.Folders(os.Geteuid(), os.Getenv)[0], p.cfg.Listener, os.Getpid())
+	}
+	p.socket, err = control.Listen(path)
+	return err
 }
 
 // startMaster starts the first master.
@@ -184,16 +214,20 @@ func (p *parent) hearNotes(ctx context.Context) error {
 	}
 }
 
-// hearAcks takes in which signals were acted on.
-func (p *parent) hearAcks(ctx context.Context) error {
+// hearLink takes in what the masters answer and tell.
+func (p *parent) hearLink(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = p.link.SetReadDeadline(time.Unix(1, 0)) })()
 	for {
 		var m linkMessage
 		files, err := p.link.Receive(&m)
-		packet.CloseAll(files)
 		if err != nil { // the end: no master is left, which their pidfds tell
 			<-ctx.Done()
 			return ctx.Err()
+		}
+		p.ctl.hear(m, files)
+		packet.CloseAll(files)
+		if !m.Ack {
+			continue
 		}
 		select {
 		case p.acks <- m.Seq:
@@ -214,6 +248,8 @@ func (p *parent) govern(ctx context.Context) error {
 			if p.note(m) {
 				return p.end(ctx)
 			}
+		case m := <-p.commands:
+			p.pass(m)
 		case seq := <-p.acks:
 			p.unacked = without(p.unacked, seq)
 		case e := <-p.ends:
@@ -243,8 +279,14 @@ func (p *parent) signal(sig syscall.Signal) {
 	if sig == syscall.SIGQUIT && p.kill == nil {
 		p.kill = time.After(endedMaster)
 	}
-	p.seq++
-	m := linkMessage{Seq: p.seq, Signal: sig}
+	p.pass(linkMessage{Seq: p.nextSeq(), Signal: sig})
+}
+
+// nextSeq numbers signals and commands.
+func (p *parent) nextSeq() uint64 { return p.seq.Add(1) }
+
+// pass sends a signal or a command, and again to the next master if none acknowledges it.
+func (p *parent) pass(m linkMessage) {
 	p.unacked = append(p.unacked, m)
 	p.send(m)
 }

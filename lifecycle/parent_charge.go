@@ -47,6 +47,10 @@ func (p *parent) note(m notify.Message) bool {
 	}
 	if from == p.current && !p.inCharge && m.Fields["MAINPID"] == "" && m.Fields[generationField] != "" {
 		// Not earlier: a start that fails at the first look is one line on the terminal, and no story.
+		if p.fatal != nil {
+			p.signal(syscall.SIGQUIT)
+			return false
+		}
 		p.log.Info("Started parent process", fPID(os.Getpid()))
 	}
 	if from == nil {
@@ -209,6 +213,7 @@ func (p *parent) waitForOrphans(ctx context.Context, limit time.Duration) {
 			e.master.Close()
 		case <-p.notes:
 		case <-p.acks:
+		case <-p.commands: // its client learns of the end
 		case <-ctx.Done():
 			return
 		}

@@ -116,8 +116,8 @@ func (s *strays) empty(l *upgrade.Lane) error {
 }
 
 func target(l *upgrade.Lane) relay.Target {
-	a := l.Address()
-	return relay.Target{Listener: a.Name, Network: "tcp", Addr: a.Addr}
+	a := l.Bound()
+	return relay.Target{Listener: a.Name, Network: a.Network, Addr: a.Addr}
 }
 
 // sweep has the relay accept and carry what waits at a lane.
@@ -156,9 +156,10 @@ func (s *strays) start() (*relay.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	rel := s.m.rel.Load()
 	err = s.m.pool.StartHelper("relay", workerpool.Launch{
-		Path: "/proc/self/exe", Args: []string{"gapless", relayVerb}, Dir: s.m.rel.dir,
-		Env:   workerEnviron(os.Environ(), s.m.rel.dirName),
+		Path: "/proc/self/exe", Args: []string{"gapless", relayVerb}, Dir: rel.dir,
+		Env:   workerEnviron(os.Environ(), rel.dirName),
 		Extra: []workerpool.Extra{{Variable: relayVariable, File: theirs}},
 	})
 	if err != nil {

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/procfs"
 	"gapless/upgrade"
 	"gapless/workerpool"
@@ -15,6 +17,13 @@ import (
 // observe logs a worker's change of state, once.
 func (m *master) observe(e workerpool.Event) {
 	fields := []zap.Field{fPID(e.PID), zap.Int("worker", e.Slot), fGeneration(e.Generation)}
+	slot, from := e.Slot, e.From.String()
+	if e.State == workerpool.Starting {
+		from = ""
+	}
+	m.probation(e)
+	m.emit(control.Event{Kind: control.KindWorker, Generation: e.Generation, Worker: &slot, PID: e.PID, From: from,
+		State: e.State.String(), Reason: e.Reason, TookSeconds: e.Took.Seconds()})
 	log := m.events
 	if e.State == workerpool.Starting {
 		log.Info("Started worker process", fields...)
@@ -36,6 +45,12 @@ func (m *master) observe(e workerpool.Event) {
 		log.Info("Finished worker process", fields...)
 	case workerpool.Starting:
 	}
+}
+
+// emit tells the parent, and through it whoever listens at the control socket, what happens.
+func (m *master) emit(e control.Event) {
+	e.Time = time.Now()
+	m.link.send(linkMessage{Event: &e})
 }
 
 // hintShared says once when workers take one connection at a time and each has a queue of its own: a connection then

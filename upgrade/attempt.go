@@ -171,6 +171,7 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 				if err := a.commit(); err != nil {
 					give(err)
 				}
+			default: // of a newer version; it can do without
 			}
 
 		case <-a.deadline.C:

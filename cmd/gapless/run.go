@@ -7,12 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"gapless/internal/cgroup"
 	"gapless/internal/logging"
 	"gapless/lifecycle"
 	"gapless/upgrade"
@@ -47,11 +47,20 @@ type runCmd struct {
 	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
 	BeforeStartTimeout time.Duration `default:"0s" help:"For the previous steps together; 0: no limit."`
 
-	Chdir   string `placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
-	User    string `placeholder:"USER" help:"The workers' user, by name or number."`
-	Group   string `placeholder:"GROUP" help:"The workers' group, by name or number."`
-	Umask   string `placeholder:"OCTAL" help:"The workers' umask."`
-	PIDFile string `name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
+	MaxWorkerMemory   string        `placeholder:"SIZE" help:"A worker that occupies more is replaced: 512MiB, 2GB, or bytes."`
+	MaxWorkerLifetime time.Duration `default:"0s" help:"A worker that is older is replaced, spread by a tenth; 0: no limit."`
+	Surge             int           `default:"1" placeholder:"N" help:"Extra workers at a time during a reload."`
+	Probation         time.Duration `default:"60s" help:"A release whose workers die sooner is reported as bad."`
+	Watchdog          time.Duration `default:"0s" help:"A worker that is silent (once it has sent WATCHDOG=1) or accepts no connection for so long is replaced; 0: never."`
+
+	Chdir   string   `placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
+	User    string   `placeholder:"USER" help:"The workers' user, by name or number."`
+	Group   string   `placeholder:"GROUP" help:"The workers' group, by name or number."`
+	Umask   string   `placeholder:"OCTAL" help:"The workers' umask."`
+	NoFile  string   `name:"nofile" placeholder:"N" help:"The workers' limit on open files; default: as many as are allowed."`
+	EnvFile []string `placeholder:"PATH" sep:"none" help:"Repeatable. Variables for the workers, read anew by every upgrade and reload."`
+	Control string   `placeholder:"PATH" help:"The control socket; default: named after the first listener, in $$XDG_RUNTIME_DIR/gapless, /run/gapless as root, else $$TMPDIR/gapless-UID."`
+	PIDFile string   `name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
 
 	LogFormat string `enum:"console,json,auto" default:"auto" help:"console or json; auto: console on a terminal, else json."`
 	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
@@ -84,7 +93,7 @@ func (c *runCmd) Run(r *result) error {
 	log := logging.New(format, level)
 	cfg.Banner = format == logging.Console
 	if lifecycle.IsMaster() {
-		if err := lifecycle.RunMaster(cfg, log); errors.Is(err, lifecycle.ErrReported) {
+		if err := lifecycle.RunMaster(cfg, c.reread, log); errors.Is(err, lifecycle.ErrReported) {
 			*r = result{status: statusFailed}
 		} else if err != nil {
 			*r = result{statusFailed, err}
@@ -97,9 +106,13 @@ func (c *runCmd) Run(r *result) error {
 	}
 	r.status, r.err = lifecycle.RunParent(lifecycle.ParentConfig{
 		Binary: binary, Args: os.Args[1:], DrainTimeout: cfg.DrainTimeout, PIDFile: cfg.PIDFile,
+		Version: version, Control: cfg.Control, Listener: cfg.Addresses[0].String(),
 	}, log)
 	return nil
 }
+
+// reread reads what a reload is to take up: files that the flags name are read again, the flags themselves are as they are.
+func (c *runCmd) reread() (lifecycle.Config, error) { return c.config() }
 
 // ownPath returns the absolute path by which gapless was started, with symbolic links left in it: what it leads to at
 // the time of an upgrade is what the upgrade takes.
@@ -117,6 +130,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		Version: version, Command: c.Command, Chdir: c.Chdir, Settle: c.Settle, StartTimeout: c.StartTimeout,
 		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread,
 		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
+		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control,
 	}
 	if len(cfg.Command) > 0 && cfg.Command[0] == "--" {
 		cfg.Command = cfg.Command[1:]
@@ -138,6 +152,17 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		cfg.StopSignal == syscall.SIGKILL || cfg.StopSignal == syscall.SIGSTOP {
 		return cfg, fmt.Errorf("--stop-signal: %q is no signal that a worker could act on; write TERM, INT or QUIT", c.StopSignal)
 	}
+	if cfg.MaxMemory, err = parseSize(c.MaxWorkerMemory); err != nil {
+		return cfg, fmt.Errorf("--max-worker-memory: %w", err)
+	}
+	if cfg.Surge < 1 {
+		return cfg, fmt.Errorf("--surge: %d is no number of extra workers; write 1 or more", cfg.Surge)
+	}
+	if c.NoFile != "" && c.NoFile != "max" {
+		if cfg.NoFile, err = strconv.ParseUint(c.NoFile, 10, 32); err != nil || cfg.NoFile == 0 {
+			return cfg, fmt.Errorf("--nofile: %q is no limit; write a number, or max", c.NoFile)
+		}
+	}
 	if c.Umask != "" {
 		n, err := strconv.ParseUint(c.Umask, 8, 12)
 		if err != nil || n > 0o777 {
@@ -151,7 +176,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		value time.Duration
 	}{
 		{"--settle", c.Settle}, {"--start-timeout", c.StartTimeout}, {"--drain-timeout", c.DrainTimeout}, {"--drain-extra", c.DrainExtra},
-		{"--close-spread", c.CloseSpread}, {"--before-start-timeout", c.BeforeStartTimeout},
+		{"--close-spread", c.CloseSpread}, {"--max-worker-lifetime", c.MaxWorkerLifetime}, {"--probation", c.Probation}, {"--watchdog", c.Watchdog}, {"--before-start-timeout", c.BeforeStartTimeout},
 	} {
 		if d.value < 0 {
 			return cfg, fmt.Errorf("%s: %v is negative; write a duration such as 30s", d.flag, d.value)
@@ -161,14 +186,42 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 }
 
 func parseWorkers(text string) (int, error) {
-	if text == "auto" {
-		return runtime.GOMAXPROCS(0), nil // Go heeds the cgroup's CPU quota
+	switch text {
+	case "": // WEB_CONCURRENCY= is as good as none
+		return 1, nil
+	case "auto":
+		return cgroup.Reader{}.CPUs(), nil
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > 4096 {
 		return 0, fmt.Errorf("--workers: %q is no number of processes; write 1 to 4096, or auto", text)
 	}
 	return n, nil
+}
+
+// sizes are the units of --max-worker-memory, the longer names first.
+var sizes = []struct {
+	unit  string
+	bytes float64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1}, {"", 1},
+}
+
+// parseSize reads a size in bytes; "" is 0.
+func parseSize(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	for _, s := range sizes {
+		if number, ok := strings.CutSuffix(text, s.unit); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+			if err != nil || !(v > 0) || v*s.bytes > 1<<60 {
+				break
+			}
+			return int64(v * s.bytes), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is no size; write, for example, 512MiB", text)
 }
 
 func (c *runCmd) addresses() ([]upgrade.Address, error) {

@@ -87,6 +87,10 @@ func (c *Conn) Receive(v any) ([]*os.File, error) {
 	buf := make([]byte, maxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
 	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// The other end closed with packets of ours unread. It says so once; what it had sent follows, and then the end.
+		n, oobn, flags, _, err = c.uc.ReadMsgUnix(buf, oob)
+	}
 	if err != nil {
 		return nil, err
 	}

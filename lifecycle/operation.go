@@ -1,0 +1,271 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"gapless/internal/control"
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"go.uber.org/zap"
+)
+
+// operation is what changes the set of workers as a whole. A master does one at a time.
+type operation struct {
+	kind   string // control's: upgrade, reload, scale
+	cancel context.CancelCauseFunc
+	began  time.Time
+	answer []uint64 // the commands that wait for its result
+	target int      // the generation that an upgrade is to bring
+}
+
+// wishes are what was asked for while an operation was under way, or before the workers were ready.
+type wishes struct {
+	upgrade []linkMessage // not acknowledged: if the operation is an upgrade that succeeds they are the next master's
+	reload  []linkMessage
+}
+
+// obey acts on a signal or a command that the parent passed on. A signal is acknowledged when it has been acted on; one
+// that waits for an upgrade under way is the next master's if that one succeeds.
+func (m *master) obey(ctx context.Context, msg linkMessage) {
+	if msg.Command != nil {
+		m.command(ctx, msg)
+		return
+	}
+	switch msg.Signal {
+	case syscall.SIGUSR2:
+		m.wish(&m.wishes.upgrade, msg, "Upgrade")
+	case syscall.SIGHUP:
+		m.wish(&m.wishes.reload, msg, "Reload")
+	case syscall.SIGTTIN, syscall.SIGTTOU:
+		m.link.ack(msg)
+		by := 1
+		if msg.Signal == syscall.SIGTTOU {
+			by = -1
+		}
+		if n := m.wanted + by; n >= 1 && n <= control.MaxWorkers {
+			m.wanted = n
+			m.log.Info("Number of workers changed", zap.Int("workers", n))
+		}
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+		if m.state.get() == Stopping && msg.Signal != syscall.SIGQUIT {
+			m.link.ack(msg)
+			return
+		}
+		m.stop = &msg
+		if m.op != nil {
+			m.op.cancel(errors.New("gapless stops")) // the stop follows its end
+			return
+		}
+		m.beginStop()
+		return
+	case syscall.SIGUSR1:
+		m.link.ack(msg)
+		m.pool.SignalAll(syscall.SIGUSR1, func(pid int) bool { return catches(pid, syscall.SIGUSR1) })
+	default:
+		m.link.ack(msg)
+		m.log.Warn("Signal ignored", zap.Stringer("signal", msg.Signal))
+	}
+	m.proceed(ctx)
+}
+
+// wish notes what is asked for.
+func (m *master) wish(list *[]linkMessage, msg linkMessage, what string) {
+	if m.state.get() == Stopping {
+		m.log.Warn(what + " refused: everything drains")
+		m.link.ack(msg)
+		return
+	}
+	*list = append(*list, msg)
+	if m.op != nil {
+		m.log.Info(what+" follows when what is under way has ended", zap.String("under_way", m.op.kind))
+	}
+}
+
+// proceed begins the next thing that is wished for, if nothing is under way.
+func (m *master) proceed(ctx context.Context) {
+	switch {
+	case m.op != nil || m.state.get() != Serving:
+	case m.stop != nil:
+		m.beginStop()
+	case len(m.wishes.upgrade) > 0:
+		for _, msg := range m.wishes.upgrade {
+			m.link.ack(msg)
+		}
+		m.wishes.upgrade = nil
+		m.upgrade(ctx, nil)
+	case len(m.wishes.reload) > 0:
+		for _, msg := range m.wishes.reload {
+			m.link.ack(msg)
+		}
+		m.wishes.reload = nil
+		m.reload(ctx, nil)
+	case m.wanted != len(m.pool.Slots()):
+		m.scale(ctx, nil)
+	}
+}
+
+// command acts on a command. One that changes something is refused while something is under way.
+func (m *master) command(ctx context.Context, msg linkMessage) {
+	c := msg.Command
+	if c.Verb == verbStatus {
+		m.sendStatus(msg.Seq)
+		return
+	}
+	refuse := func(r control.Result) {
+		r.Generation = m.generation
+		m.link.answer(msg.Seq, r)
+	}
+	switch {
+	case m.state.get() == Stopping || m.stop != nil:
+		refuse(control.Result{Reason: "everything drains: gapless stops"})
+		return
+	case m.op != nil:
+		refuse(control.Result{Busy: true, Reason: fmt.Sprintf("busy: %s %s is under way", article(m.op.kind), m.op.kind)})
+		return
+	}
+	m.link.ack(msg)
+	switch c.Verb {
+	case verbUpgrade:
+		m.upgrade(ctx, []uint64{msg.Seq})
+	case verbReload:
+		m.reload(ctx, []uint64{msg.Seq})
+	case verbScale:
+		if c.Workers < 1 || c.Workers > control.MaxWorkers {
+			refuse(control.Result{Reason: fmt.Sprintf("%d is no number of workers", c.Workers)})
+			return
+		}
+		m.wanted = c.Workers
+		m.scale(ctx, []uint64{msg.Seq})
+	case verbStatus:
+	default:
+		refuse(control.Result{Reason: fmt.Sprintf("this master does not know the command %q", c.Verb)})
+	}
+}
+
+func article(kind string) string {
+	if kind == control.KindUpgrade {
+		return "an"
+	}
+	return "a"
+}
+
+// begin starts an operation; its end comes to govern as m.opDone.
+func (m *master) begin(ctx context.Context, kind string, answer []uint64, run func(context.Context) error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	target := 0
+	if kind == control.KindUpgrade {
+		target = m.next - 1
+	}
+	m.op = &operation{kind: kind, cancel: cancel, began: time.Now(), answer: answer, target: target}
+	done := make(chan error, 1)
+	m.opDone = done
+	go func() {
+		defer cancel(nil)
+		done <- run(ctx)
+	}()
+}
+
+// ended follows an operation's end, except that of an upgrade that succeeded.
+func (m *master) ended(ctx context.Context, err error) {
+	op := m.op
+	m.op, m.opDone = nil, nil
+	result := control.Result{OK: err == nil, Generation: m.generation, Revision: m.revision, TookSeconds: time.Since(op.began).Seconds()}
+	if err != nil {
+		result.Reason, result.Tail = err.Error(), tailOf(err)
+		var abort *upgrade.AbortError
+		if errors.As(err, &abort) {
+			result.Reason, result.Tail = abort.Error(), abort.Tail
+		}
+	}
+	switch op.kind {
+	case control.KindUpgrade:
+		m.aborted(err)
+		m.emit(control.Event{Kind: op.kind, Generation: op.target, State: "aborted", Reason: result.Reason, LastLines: result.Tail, TookSeconds: result.TookSeconds})
+	default:
+		m.wanted = len(m.pool.Slots())
+		state := "done"
+		if err != nil {
+			state = "aborted"
+			m.log.Error("The "+op.kind+" failed; what served before serves on", zap.Error(err))
+		} else {
+			m.log.Info("The "+op.kind+" is complete", zap.Duration("took", time.Since(op.began)), zap.Int("workers", m.wanted))
+		}
+		m.emit(control.Event{Kind: op.kind, Generation: m.generation, State: state, Reason: result.Reason, TookSeconds: result.TookSeconds})
+	}
+	for _, seq := range op.answer {
+		m.link.answer(seq, result)
+	}
+	m.proceed(ctx)
+}
+
+// upgrade starts an attempt.
+func (m *master) upgrade(ctx context.Context, answer []uint64) {
+	if err := m.state.to(Upgrading); err != nil {
+		m.log.Error("Upgrade refused", zap.Error(err))
+		return
+	}
+	generation := m.next
+	m.next++
+	m.log.Info("Upgrade started", zap.Int("to_generation", generation))
+	a := &upgrade.Attempt{
+		Handover: m.flip,
+		Owner:    (*owner)(m),
+		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted},
+		End:      endGeneration,
+		Knock:    m.gate.knock,
+	}
+	m.begin(ctx, control.KindUpgrade, answer, a.Run)
+}
+
+// scale brings the number of workers to what is wanted.
+func (m *master) scale(ctx context.Context, answer []uint64) {
+	n := m.wanted
+	m.log.Info("Scaling", zap.Int("from_workers", len(m.pool.Slots())), zap.Int("workers", n))
+	m.begin(ctx, control.KindScale, answer, func(ctx context.Context) error {
+		return m.pool.Scale(ctx, n, m.order("there are to be fewer workers", false))
+	})
+}
+
+// reload replaces the workers by ones of the release that is there now.
+func (m *master) reload(ctx context.Context, answer []uint64) {
+	revision := m.revision + 1
+	m.log.Info("Reload started", zap.Int("revision", revision))
+	m.begin(ctx, control.KindReload, answer, func(ctx context.Context) (err error) {
+		cfg, err := m.reread()
+		if err != nil {
+			return err
+		}
+		before, rel := m.facts.Load(), m.rel.Load()
+		l, err := m.resolve(cfg, revision)
+		if err == nil {
+			err = m.steps(ctx, cfg, l)
+		}
+		defer func() {
+			if err != nil {
+				m.facts.Store(before)
+				m.rel.Store(rel)
+			}
+		}()
+		if err != nil {
+			return err
+		}
+		recipe := workerpool.Recipe{Revision: revision, Launch: l.launch}
+		order := m.order("a reload has replaced it", false)
+		if m.cfg.Accept == upgrade.ModeShared {
+			old := m.gate.renewShared()
+			err = m.pool.ReloadAll(ctx, recipe, func() error { return m.gate.retire(old) }, order)
+			if err != nil {
+				m.gate.restoreShared(old)
+			}
+		} else {
+			err = m.pool.Reload(ctx, recipe, m.cfg.Surge, order)
+		}
+		return err
+	})
+}

@@ -1,0 +1,228 @@
+package lifecycle
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"gapless/internal/cgroup"
+	"gapless/internal/control"
+	"gapless/internal/procfs"
+	"gapless/upgrade"
+	"gapless/workerpool"
+
+	"go.uber.org/zap"
+)
+
+// ownBinary is what this process runs; " (deleted)" at its end says that the file has been replaced since.
+func ownBinary() string {
+	path, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// charge notes what the master before knew of older generations.
+func (m *master) charge(known []facts) { m.older = known }
+
+// sendStatus answers a command for the status. It goes as a file: thousands of workers do not fit into a packet.
+func (m *master) sendStatus(seq uint64) {
+	f, err := anonymousFile("gapless-status")
+	if err == nil {
+		defer f.Close()
+		err = json.NewEncoder(f).Encode(m.status())
+	}
+	if err != nil {
+		m.log.Error("Status cannot be told", zap.Error(err))
+		return
+	}
+	m.link.send(linkMessage{Seq: seq, Ack: true, Status: true}, f)
+}
+
+// readStatus reads such a file, on the parent's side.
+func readStatus(f *os.File) (control.Status, error) {
+	var s control.Status
+	err := json.NewDecoder(io.NewSectionReader(f, 0, 64<<20)).Decode(&s)
+	return s, err
+}
+
+// status is what this master knows. The parent adds what only it knows.
+func (m *master) status() control.Status {
+	s := control.Status{State: m.controlState(), Workers: m.wanted, Detail: "starting", Warnings: []string{}}
+	if m.pool == nil || m.inv == nil {
+		return s
+	}
+	workers := m.pool.Workers()
+	readings := m.inv.Readings()
+	lanes := make(map[string]upgrade.LaneReading)
+	for _, r := range readings {
+		lanes[r.Name] = r
+	}
+	for _, a := range m.inv.Addresses() {
+		_, why := m.inv.Steerable(a.Name)
+		s.Addresses = append(s.Addresses, control.Address{Name: a.Name, URL: urlOf(a), Accept: m.inv.Mode(a.Name).String(), Reason: why})
+	}
+	established := m.established(workers)
+	slots := m.pool.Slots()
+	byGeneration := make(map[int][]control.Worker)
+	for _, w := range workers {
+		cw := m.workerStatus(w, lanes, established[w.PID])
+		if w.Generation == m.generation && w.Slot >= 0 && w.Slot < len(slots) {
+			cw.Restarts = slots[w.Slot].Restarts
+		}
+		s.MemoryBytes += cmp.Or(cw.MemoryPSS, cw.MemoryRSS)
+		byGeneration[w.Generation] = append(byGeneration[w.Generation], cw)
+	}
+	for _, f := range append([]facts{*m.facts.Load()}, m.older...) {
+		ws := byGeneration[f.Generation]
+		if f.Generation != m.generation && len(ws) == 0 {
+			continue
+		}
+		slices.SortFunc(ws, func(a, b control.Worker) int { return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.PID, b.PID)) })
+		s.Generations = append(s.Generations, m.generationStatus(f, ws))
+	}
+	m.judge(&s, slots)
+	return s
+}
+
+func (m *master) controlState() string {
+	switch m.state.get() {
+	case Starting:
+		return control.StateStarting
+	case Upgrading, Frozen:
+		return control.StateUpgrading
+	case Stopping, Over:
+		return control.StateStopping
+	case Serving:
+	}
+	if m.op != nil && m.op.kind == control.KindReload {
+		return control.StateReloading
+	}
+	return control.StateServing
+}
+
+// established counts each worker's open connections, its descendants' included.
+func (m *master) established(workers []workerpool.Info) map[int]int {
+	owner := make(map[int]int)
+	var pids []int
+	for _, w := range workers {
+		owner[w.PID] = w.PID
+		pids = append(pids, w.PID)
+		if kids, err := procfs.Descendants(w.PID); err == nil {
+			for _, k := range kids {
+				owner[k.PID] = w.PID
+				pids = append(pids, k.PID)
+			}
+		}
+	}
+	sum := make(map[int]int)
+	for _, a := range m.inv.Addresses() {
+		counts, err := m.inv.Count(a.Name, pids)
+		if err != nil {
+			m.log.Debug("connections cannot be counted", zap.String("listener", a.Name), zap.Error(err))
+		}
+		for pid, n := range counts {
+			sum[owner[pid]] += n
+		}
+	}
+	return sum
+}
+
+func (m *master) workerStatus(w workerpool.Info, lanes map[string]upgrade.LaneReading, established int) control.Worker {
+	mem := memoryOf(w.PID)
+	cw := control.Worker{
+		Slot: w.Slot, PID: w.PID, Generation: w.Generation, Revision: w.Revision, Role: w.Role, State: w.State.String(),
+		Since: w.Since, Started: w.Started, Reason: w.Reason, AgeSeconds: time.Since(w.Started).Seconds(),
+		MemoryPSS: mem.PSS, MemoryRSS: mem.RSS, Established: established,
+	}
+	if w.Told && w.Handoff {
+		inFlight, handed := w.InFlight, w.Handed
+		cw.InFlight, cw.Handed = &inFlight, &handed
+	}
+	for _, name := range w.Lanes {
+		if r, ok := lanes[name]; ok {
+			cw.Queued += r.Queue
+			weight := r.Weight
+			if r.Out {
+				weight = 0
+			}
+			cw.Lanes = append(cw.Lanes, control.Lane{Address: r.Address, Index: r.Index, Weight: weight})
+		}
+	}
+	return cw
+}
+
+// memoryOf is what a worker and its descendants occupy.
+func memoryOf(pid int) (sum procfs.Memory) {
+	pids := []int{pid}
+	if kids, err := procfs.Descendants(pid); err == nil {
+		for _, k := range kids {
+			pids = append(pids, k.PID)
+		}
+	}
+	for _, p := range pids {
+		if mem, err := procfs.ReadMemory(p); err == nil {
+			sum.PSS += mem.PSS
+			sum.RSS += mem.RSS
+		}
+	}
+	return sum
+}
+
+func (m *master) generationStatus(f facts, ws []control.Worker) control.Generation {
+	g := control.Generation{Generation: f.Generation, Revision: f.Revision, State: control.GenerationServing, MasterPID: f.MasterPID,
+		AgeSeconds: time.Since(f.Began).Seconds(), ReleaseDir: f.ReleaseDir, Command: f.Command, Binary: f.Binary, Version: f.Version, Workers: ws}
+	if f.Generation == m.generation {
+		g.Revision = m.revision
+		return g
+	}
+	g.State, g.MasterPID = control.GenerationDraining, 0
+	open := 0
+	for _, w := range ws {
+		open += w.Established
+	}
+	g.WhyAlive = fmt.Sprintf("%d of its workers drain, with %d connections open", len(ws), open)
+	return g
+}
+
+// judge says what is wrong, and all in one line.
+func (m *master) judge(s *control.Status, slots []workerpool.SlotInfo) {
+	ready := 0
+	for i, slot := range slots {
+		if slot.Ready {
+			ready++
+		}
+		// The first restart comes at once; what needs more of them has a fault.
+		if slot.Failures > 1 && !slot.Ready {
+			s.DegradedReason = fmt.Sprintf("worker %d has failed %d times in a row, the last time: %s", i, slot.Failures, slot.LastDeath)
+		}
+	}
+	if s.DegradedReason == "" {
+		s.DegradedReason = m.limits.badRelease()
+	}
+	if s.DegradedReason != "" && s.State == control.StateServing {
+		s.State = control.StateDegraded
+	}
+	s.Detail = fmt.Sprintf("generation %d %s with %d of %d workers", m.generation, s.State, ready, len(slots))
+	if s.DegradedReason != "" {
+		s.Detail += ": " + s.DegradedReason
+	}
+	s.MemoryLimit = cgroup.Reader{}.MemoryLimit()
+	if warning := tooBig(s.MemoryBytes, s.MemoryLimit); warning != "" {
+		s.Warnings = append(s.Warnings, warning)
+	}
+}
+
+// tooBig warns when two generations would not fit: an upgrade needs room for both.
+func tooBig(workers, limit int64) string {
+	if limit == 0 || 2*workers <= limit {
+		return ""
+	}
+	return fmt.Sprintf("the workers occupy %d MiB, and two generations of them do not fit into the control group's limit of %d MiB: an upgrade may be killed for it",
+		workers>>20, limit>>20)
+}
