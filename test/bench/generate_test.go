@@ -4,6 +4,7 @@ package bench
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 // result is what one run of load has shown.
 type result struct {
+	count     float64 // requests
 	perSecond float64
 	p99       time.Duration
 }
@@ -35,6 +37,7 @@ func generate(b testing.TB, addr string, d time.Duration) result {
 }
 
 var (
+	wrkCount  = regexp.MustCompile(`([0-9]+) requests in`)
 	wrkRate   = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
 	wrkP99    = regexp.MustCompile(`99%\s+([0-9.]+(?:us|ms|s))`)
 	wrkErrors = regexp.MustCompile(`(?m)^\s+(?:Socket errors|Non-2xx).*$`)
@@ -50,15 +53,16 @@ func wrk(b testing.TB, addr string, d time.Duration) result {
 	if wrong := wrkErrors.Find(out); wrong != nil {
 		b.Fatalf("wrk: %s", wrong)
 	}
-	rate, p99 := wrkRate.FindSubmatch(out), wrkP99.FindSubmatch(out)
-	if rate == nil || p99 == nil {
-		b.Fatalf("wrk printed no rate or no latency: %s", out)
+	count, rate, p99 := wrkCount.FindSubmatch(out), wrkRate.FindSubmatch(out), wrkP99.FindSubmatch(out)
+	if count == nil || rate == nil || p99 == nil {
+		b.Fatalf("wrk printed no count, rate or latency: %s", out)
 	}
 	var r result
-	if r.perSecond, err = strconv.ParseFloat(string(rate[1]), 64); err == nil {
-		r.p99, err = time.ParseDuration(string(p99[1]))
-	}
-	if err != nil {
+	var errs [3]error
+	r.count, errs[0] = strconv.ParseFloat(string(count[1]), 64)
+	r.perSecond, errs[1] = strconv.ParseFloat(string(rate[1]), 64)
+	r.p99, errs[2] = time.ParseDuration(string(p99[1]))
+	if err := errors.Join(errs[:]...); err != nil {
 		b.Fatalf("wrk: %v", err)
 	}
 	return r
@@ -87,7 +91,7 @@ func closedLoop(b testing.TB, addr string, d time.Duration) result {
 	if b.Failed() {
 		b.FailNow()
 	}
-	return result{float64(len(took)) / time.Since(began).Seconds(), quantile(took, 0.99)}
+	return result{float64(len(took)), float64(len(took)) / time.Since(began).Seconds(), quantile(took, 0.99)}
 }
 
 // askUntil sends one request after another on one connection and returns how long each took.

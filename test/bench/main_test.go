@@ -85,7 +85,7 @@ var loadBefore = func() string {
 
 // say adds a line to the report: a figure, and the target beside it if there is one.
 func say(what, figure, target string, met bool) {
-	line := fmt.Sprintf("%-75s %10s", what, figure)
+	line := fmt.Sprintf("%-75s %16s", what, figure)
 	if target != "" {
 		verdict := "met"
 		if !met {
@@ -96,12 +96,12 @@ func say(what, figure, target string, met bool) {
 	report = append(report, line)
 }
 
-// play is this binary as a server. Both roles are the same server with the same handler.
+// play is this binary as a server. Both roles are the same server with the same handler. The bare one calls nothing of
+// package gapless, which would begin to listen for signals.
 func play(role string) error {
-	srv := &http.Server{Handler: app.New(app.Info{Generation: gapless.Generation(), Worker: gapless.Worker(), PID: os.Getpid()})}
 	switch role {
 	case roleWrapped:
-		return gapless.Serve(srv)
+		return gapless.Serve(&http.Server{Handler: app.New(app.Info{Generation: gapless.Generation(), PID: os.Getpid()})})
 	case roleBare:
 		// Not MPTCP, Go's default, as gapless's sockets are not: that would be a difference of protocols.
 		var lc net.ListenConfig
@@ -111,6 +111,7 @@ func play(role string) error {
 			return err
 		}
 		fmt.Println(l.Addr())
+		srv := &http.Server{Handler: app.New(app.Info{PID: os.Getpid()})}
 		return srv.Serve(l)
 	}
 	return errors.New("unknown role " + role)
