@@ -137,8 +137,11 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 			end()
 			for w := range heard {
 				packet.CloseAll(w.files)
-				if w.Kind == kindFailure {
+				switch {
+				case w.Kind == kindFailure:
 					failed = w.Failure
+				case w.Kind == kindProgress && w.Progress != nil:
+					a.progress(*w.Progress) // who it was, and how far it got
 				}
 			}
 			return a.failed(failed, cause, err)

@@ -23,6 +23,7 @@ type Predecessor struct {
 	offer    Offer
 
 	asking    sync.Mutex    // held by ask
+	skip      int           // answers to requests that were given up and are still to come; ask's
 	lanes     chan wire     // answers to ask
 	aborted   chan struct{} // closed when the predecessor gives up on us or is gone before the commit
 	committed chan struct{} // closed when all parcels are here
@@ -141,13 +142,6 @@ func (p *Predecessor) Progress(pr Progress) {
 	_ = send(p.conn, wire{Kind: kindProgress, Progress: &pr}) // that it is gone is told by Aborted
 }
 
-// enter notes the phase, for Fail. Progress comes from many goroutines.
-func (p *Predecessor) enter(phase Phase) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.phase = phase
-}
-
 // Fail tells the predecessor why this generation ends.
 func (p *Predecessor) Fail(reason string, tail []string) {
 	p.mu.Lock()
@@ -199,6 +193,13 @@ func (p *Predecessor) ask(ctx context.Context, what kind, r laneRequest) (names 
 	for {
 		select {
 		case w := <-p.lanes:
+			if p.skip > 0 {
+				packet.CloseAll(w.files)
+				if w.Kind == kindRefused || len(w.Names) == 0 {
+					p.skip--
+				}
+				continue
+			}
 			if w.Kind == kindRefused {
 				return names, files, fmt.Errorf("lanes for %s: %s", address, w.Reason)
 			}
@@ -212,6 +213,7 @@ func (p *Predecessor) ask(ctx context.Context, what kind, r laneRequest) (names 
 		case <-p.aborted:
 			return names, files, p.Reason()
 		case <-ctx.Done():
+			p.skip++
 			return names, files, context.Cause(ctx)
 		}
 	}
