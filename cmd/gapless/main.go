@@ -31,6 +31,11 @@ const (
 // cli is the grammar of the command line: one field, and one file, for each verb.
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run COMMAND (or the built-in app) as worker processes, in the foreground."`
+	Status  statusCmd  `cmd:"" help:"Show what runs: generations, workers, memory, connections."`
+	Upgrade upgradeCmd `cmd:"" help:"Replace gapless and every worker with what is on disk, and wait until they are in charge."`
+	Reload  reloadCmd  `cmd:"" help:"Replace the workers one by one."`
+	Scale   scaleCmd   `cmd:"" help:"Change the number of workers."`
+	Stop    stopCmd    `cmd:"" help:"Drain and end everything."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
@@ -39,6 +44,9 @@ type result struct {
 	status int
 	err    error
 }
+
+// errWriter is where a verb tells what is not its answer.
+type errWriter struct{ io.Writer }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -69,6 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	var r result
 	ctx.BindTo(stdout, (*io.Writer)(nil))
+	ctx.Bind(errWriter{stderr})
 	if err := ctx.Run(&r); err != nil && r.err == nil {
 		r = result{statusFailed, err}
 	}

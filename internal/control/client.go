@@ -31,8 +31,9 @@ type Client struct {
 	// NoWait makes operations return, with OK and nothing else known, as soon as the parent has taken them.
 	NoWait bool
 
-	path string
-	http *http.Client
+	path   string
+	parent int
+	http   *http.Client
 }
 
 var _ Controller = (*Client)(nil)
@@ -41,15 +42,19 @@ var _ Controller = (*Client)(nil)
 // there.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	c := &Client{path: path}
-	conn, err := c.dial(ctx)
+	conn, who, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
+	c.parent = who.pid
 	if err := conn.Close(); err != nil {
 		return nil, err
 	}
 	c.http = &http.Client{Transport: &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, _, err := c.dial(ctx)
+			return conn, err
+		},
 		DisableKeepAlives:      true, // a verb makes one request, and a leftover connection would only hold the parent up
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
@@ -60,15 +65,18 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 // Path returns where the control socket lies.
 func (c *Client) Path() string { return c.path }
 
-func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+// ParentPID returns the PID of the parent, from the kernel.
+func (c *Client) ParentPID() int { return c.parent }
+
+func (c *Client) dial(ctx context.Context) (net.Conn, peer, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
-		return nil, fmt.Errorf("%w: nobody listens at %s", ErrNotRunning, c.path)
+		return nil, peer{}, fmt.Errorf("%w: nobody listens at %s", ErrNotRunning, c.path)
 	case err != nil:
-		return nil, fmt.Errorf("connect to %s: %w", c.path, err)
+		return nil, peer{}, fmt.Errorf("connect to %s: %w", c.path, err)
 	}
 	who, err := peerOf(conn.(*net.UnixConn))
 	if uid := os.Geteuid(); err == nil && who.uid != uid && who.uid != 0 && uid != 0 {
@@ -76,9 +84,9 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, peer{}, err
 	}
-	return conn, nil
+	return conn, who, nil
 }
 
 // remoteError is what the parent answered. It matches the sentinel of its code.
@@ -179,7 +187,7 @@ func (c *Client) operate(ctx context.Context, verb string, req any, progress fun
 	case err != nil:
 		return Result{}, fmt.Errorf("%s: %w", verb, err)
 	case !known:
-		return Result{}, fmt.Errorf("%s: gapless ended before it told the outcome: ask gapless status", verb)
+		return Result{}, fmt.Errorf("%s: %w", verb, ErrEnded)
 	}
 	return result, nil
 }

@@ -73,20 +73,9 @@ func listen(path string) (*Listener, error) {
 	if err := checkFree(path); err != nil {
 		return nil, err
 	}
-	// Nobody else can enter a folder of mode 0700, so the socket can get its mode there before it becomes reachable,
-	// whatever the umask is, and without changing the umask, which all threads share.
-	private, err := os.MkdirTemp(folder, ".g")
+	inner, err := bind(path)
 	if err != nil {
 		return nil, err
-	}
-	defer os.RemoveAll(private) //nolint:errcheck // what is left of it holds nothing
-	born := filepath.Join(private, "s")
-	inner, err := bind(born)
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(os.Chmod(born, 0o600), os.Rename(born, path)); err != nil {
-		return nil, errors.Join(err, inner.Close())
 	}
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -97,24 +86,27 @@ func listen(path string) (*Listener, error) {
 	return l, nil
 }
 
-// bind listens at path. The path of a private folder may be a few bytes too long where the final one is not, and is then
-// given relative to the folder's descriptor.
+// bind listens at path, where nobody else does, with mode 0600.
 func bind(path string) (*net.UnixListener, error) {
-	name := path
-	if len(path) > maxSocketPath {
-		dir, err := os.Open(filepath.Dir(path))
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close() //nolint:errcheck // only read
-		name = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	// Linux gives the file the mode that the socket has before, less the umask, so that it is private from birth on.
+	// Changing the umask instead would change it for every thread, and binding elsewhere and renaming would leave the
+	// wrong path in what the kernel says of the socket. Where the mode comes too late, the credentials are checked anyway.
+	private := func(_, _ string, rc syscall.RawConn) error {
+		return rc.Control(func(fd uintptr) { _ = unix.Fchmod(int(fd), 0o600) })
+	}
+	l, err := (&net.ListenConfig{Control: private}).Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // it is about to be renamed
-	return l, nil
+	inner := l.(*net.UnixListener)
+	inner.SetUnlinkOnClose(false) // it may be another's by then
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, inner.Close())
+	}
+	return inner, nil
 }
 
 func (l *Listener) remove() error {

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -145,6 +147,25 @@ func TestListener_CloseLeavesAnotherSocketAlone(t *testing.T) {
 	}
 	if err := second.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestSocketsOf_FindsAListenerByItsPath(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		return
+	}
+	l, err := Listen(filepath.Join(shortDir(t), "a b.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := SocketsOf(os.Getpid()); !slices.Contains(got, l.Path()) {
+		t.Errorf("SocketsOf = %q, want %q among them", got, l.Path())
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := SocketsOf(os.Getpid()); slices.Contains(got, l.Path()) {
+		t.Errorf("SocketsOf = %q after Close", got)
 	}
 }
 

@@ -14,8 +14,10 @@ const (
 	maxSocketPath = 103
 	// maxSocketName keeps the names of the sockets readable in a listing.
 	maxSocketName = 48
-	socketSuffix  = ".sock"
 )
+
+// SocketSuffix ends the name of each control socket that DefaultPath makes.
+const SocketSuffix = ".sock"
 
 // Folders returns the folders in which the control sockets of the user uid lie: the first is where a new one goes, and
 // a client looks in all of them, because a login shell, a cron job and a service of one user differ in their environment.
@@ -48,7 +50,7 @@ func DefaultPath(folder, listener string, pid int) string {
 	if strings.HasSuffix(listener, ":0") && !strings.HasPrefix(listener, "unix:") {
 		name = fmt.Sprintf("%s-%d", name, pid)
 	}
-	return filepath.Join(folder, name+socketSuffix)
+	return filepath.Join(folder, name+SocketSuffix)
 }
 
 // socketName makes a file name of a listener. What is no plain HOST:PORT, or too long, is told apart by a short hash.

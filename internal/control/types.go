@@ -12,6 +12,8 @@ var (
 	ErrBusy = errors.New("another operation is under way")
 	// ErrNotRunning says that no gapless answers at the socket.
 	ErrNotRunning = errors.New("gapless is not running")
+	// ErrEnded says that the parent ended before it told an operation's outcome.
+	ErrEnded = errors.New("gapless ended before it told the outcome")
 	// ErrNoMaster says that no master is in charge just now: the parent is starting one.
 	ErrNoMaster = errors.New("no master is in charge")
 )
