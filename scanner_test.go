@@ -45,8 +45,8 @@ func FuzzScanner(f *testing.F) {
 		at := func() int { return len(text) - src.Len() - br.Buffered() }
 
 		r, err := http.ReadRequest(br)
-		if err != nil {
-			return // the connection ends
+		if err != nil || r.ProtoMajor != 1 {
+			return // the connection ends, or is hijacked
 		}
 		wantHead := at()
 		n, err := io.Copy(io.Discard, r.Body)
