@@ -124,7 +124,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			c.isHTTP2()
 		}
 	}
-	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves) {
+	// Asked to upgrade the connection, the program sets this header itself.
+	upgrade := r.Header["Upgrade"] != nil && r.ProtoMajor == 1
+	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves) && !upgrade {
 		w.Header().Set("Connection", "close") // on HTTP/2 net/http makes a GOAWAY of it
 	}
 	if s.star && r.Method == http.MethodOptions && r.RequestURI == "*" {
