@@ -35,6 +35,7 @@ type gate struct {
 	files   map[string]*os.File            // by lane: all that were granted
 	shared  map[string]workerpool.Socket   // by address: the one lane, where workers do not have their own
 	serving map[string]int                 // by lane: how many workers of all generations have it
+	refused bool                           // the kernel lets nobody connect any more
 }
 
 func newGate(generation int, inv *upgrade.Inventory, names []string, ceiling time.Duration, log *zap.Logger) *gate {
@@ -240,13 +241,14 @@ func (g *gate) Withdraw(w workerpool.Info) {
 	if err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		g.log.Error("Lanes cannot be withdrawn", zap.Strings("lanes", out), zap.Error(err))
 	}
+	refused := g.refused
 	g.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(context.Background(), g.ceiling)
 	defer cancel()
 	until, _ := ctx.Deadline()
 	for _, l := range lanes {
-		if l.State() == upgrade.LaneActive {
+		if l.State() == upgrade.LaneActive && !refused {
 			continue // it still gets connections, so that it never would be empty
 		}
 		reader := w.PID
@@ -316,6 +318,17 @@ func (g *gate) retire(old map[string]workerpool.Socket) error {
 		out = append(out, s.Lane)
 	}
 	return g.inv.Switch(nil, out)
+}
+
+// refuse has the kernel turn new clients away, for a full stop.
+func (g *gate) refuse() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.inv.Refuse(); err != nil {
+		g.log.Warn("New clients are let in until the workers have been told to stop", zap.Error(err))
+		return
+	}
+	g.refused = true
 }
 
 // knock connects to one lane alone, by the preview rule of the address's program.

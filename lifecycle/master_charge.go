@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -113,6 +114,7 @@ func (m *master) beginStop() {
 		m.pool.Kill("gapless was ended at once")
 		return
 	}
+	m.gate.refuse()
 	m.pool.DrainAll(m.order("gapless stops", true))
 	m.emit(control.Event{Kind: control.KindStop, Generation: m.generation, State: "drain"})
 	m.watch.stop()
@@ -140,6 +142,9 @@ func (m *master) aborted(err error) {
 	m.lent.names = nil
 	m.lent.Unlock()
 	m.gate.returnLanes(names)
+	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, so that they would stay
+	// until some collection of garbage, which an idle master has no other reason for.
+	runtime.GC()
 	if err := m.state.to(Serving); err != nil {
 		m.log.Error("after an aborted upgrade", zap.Error(err))
 	}

@@ -219,8 +219,17 @@ func (m *master) upgrade(ctx context.Context, answer []uint64) {
 		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted},
 		End:      endGeneration,
 		Knock:    m.gate.knock,
+		Hello:    m.helloLimit(),
 	}
 	m.begin(ctx, control.KindUpgrade, answer, a.Run)
+}
+
+// helloLimit is how long a new master may stay silent.
+func (m *master) helloLimit() time.Duration {
+	if d := m.cfg.StartTimeout; d > 0 && d < upgrade.DefaultHelloTimeout {
+		return d
+	}
+	return upgrade.DefaultHelloTimeout
 }
 
 // scale brings the number of workers to what is wanted.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -79,8 +80,9 @@ type parent struct {
 	orphaned *process         // the dead master in charge, until it is decided who follows
 	seq      atomic.Uint64
 	unacked  []linkMessage
-	stopping int  // how often it was told to stop
-	inCharge bool // a master has been in charge
+	again    map[syscall.Signal]bool // to be sent once more after the acknowledgement of the one before
+	stopping int                     // how often it was told to stop
+	inCharge bool                    // a master has been in charge
 	kill     <-chan time.Time
 	status   int
 	fatal    error // why the parent gives up as soon as the master is there
@@ -90,7 +92,7 @@ type parent struct {
 // no master has printed.
 func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	p := &parent{cfg: cfg, log: log, signals: make(chan os.Signal, 64), notes: make(chan notify.Message),
-		acks: make(chan uint64), commands: make(chan linkMessage), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process)}
+		acks: make(chan uint64), commands: make(chan linkMessage), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process), again: make(map[syscall.Signal]bool)}
 	// First of all: before this line a USR2 would kill.
 	signal.Notify(p.signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT,
 		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
@@ -251,7 +253,7 @@ func (p *parent) govern(ctx context.Context) error {
 		case m := <-p.commands:
 			p.pass(m)
 		case seq := <-p.acks:
-			p.unacked = without(p.unacked, seq)
+			p.acked(seq)
 		case e := <-p.ends:
 			if p.ended(e) {
 				return p.end(ctx)
@@ -279,7 +281,32 @@ func (p *parent) signal(sig syscall.Signal) {
 	if sig == syscall.SIGQUIT && p.kill == nil {
 		p.kill = time.After(endedMaster)
 	}
+	if sig == syscall.SIGUSR2 || sig == syscall.SIGHUP {
+		// Of those that nobody has acted on yet one is enough; but it may have been acted on just now, and its
+		// acknowledgement be on the way: so another one follows that.
+		for _, m := range p.unacked {
+			if m.Signal == sig {
+				p.again[sig] = true
+				return
+			}
+		}
+	}
 	p.pass(linkMessage{Seq: p.nextSeq(), Signal: sig})
+}
+
+// acked forgets a signal or a command that a master has acted on.
+func (p *parent) acked(seq uint64) {
+	for i, m := range p.unacked {
+		if m.Seq != seq {
+			continue
+		}
+		p.unacked = slices.Delete(p.unacked, i, i+1)
+		if p.again[m.Signal] {
+			delete(p.again, m.Signal)
+			p.signal(m.Signal)
+		}
+		return
+	}
 }
 
 // nextSeq numbers signals and commands.
@@ -296,16 +323,6 @@ func (p *parent) send(m linkMessage) {
 	if err := p.link.Send(m); err != nil {
 		p.log.Warn("signal not passed on; it is repeated to the next master", zap.Stringer("signal", m.Signal), zap.Error(err))
 	}
-}
-
-func without(ms []linkMessage, seq uint64) []linkMessage {
-	var left []linkMessage
-	for _, m := range ms {
-		if m.Seq != seq {
-			left = append(left, m)
-		}
-	}
-	return left
 }
 
 // masterEnviron is the environment of the masters. Without a manager's name of its own in it: a gapless under another

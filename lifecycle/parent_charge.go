@@ -155,6 +155,7 @@ func (p *parent) promote(m *process) {
 	}
 	p.log.Debug("master in charge", fPID(m.PID()), fGeneration(m.generation))
 	p.current, p.orphaned, p.inCharge, p.status = m, nil, true, 0
+	clear(p.again) // what nobody has acted on comes after all that was asked for
 	for _, msg := range p.unacked {
 		p.send(msg)
 	}

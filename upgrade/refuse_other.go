@@ -1,0 +1,6 @@
+//go:build !linux
+
+package upgrade
+
+// Refuse fails with ErrNotSupported.
+func (inv *Inventory) Refuse() error { return ErrNotSupported }
