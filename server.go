@@ -274,6 +274,8 @@ func (q parkedListener) Accept() (net.Conn, error) {
 		return nc, nil
 	case <-q.s.unpark:
 		return nil, net.ErrClosed
+	case <-q.s.dead: // http.Server.Close waits for this loop
+		return nil, net.ErrClosed
 	}
 }
 
