@@ -23,27 +23,43 @@ func lockPIDFile(path string) (*pidFile, error) {
 	if path == "" {
 		return &pidFile{}, nil
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("--pid-file %s: %w; name a file in a directory that %s may write", path, reason(err), whoami())
-	}
-	if err := lock(f); err != nil {
-		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("--pid-file %s: %w", path, err)
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, fmt.Errorf("--pid-file %s: %w; name a file in a directory that %s may write", path, reason(err), whoami())
 		}
-		text, _ := io.ReadAll(io.LimitReader(f, 32))
-		return nil, fmt.Errorf("--pid-file %s: gapless runs already with pid %s; stop it, or name another file",
-			path, strings.TrimSpace(string(text)))
+		if err := lock(f); err != nil {
+			defer f.Close()
+			if !errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("--pid-file %s: %w", path, err)
+			}
+			text, _ := io.ReadAll(io.LimitReader(f, 32))
+			return nil, fmt.Errorf("--pid-file %s: gapless runs already with pid %s; stop it, or name another file",
+				path, strings.TrimSpace(string(text)))
+		}
+		if !names(path, f) {
+			f.Close() // a parent that ended removed it after we had opened it: what we hold nobody else would find
+			continue
+		}
+		if err = f.Truncate(0); err == nil {
+			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		}
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("--pid-file %s: %w", path, reason(err))
+		}
+		return &pidFile{path, f}, nil
 	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
+}
+
+// names tells whether path still is the name of f.
+func names(path string, f *os.File) bool {
+	held, err := f.Stat()
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("--pid-file %s: %w", path, reason(err))
+		return false
 	}
-	return &pidFile{path, f}, nil
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(held, there)
 }
 
 func lock(f *os.File) error {
