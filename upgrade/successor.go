@@ -257,6 +257,14 @@ func (p *Predecessor) Close() {
 	close(p.closing)
 	p.conn.Close()
 	<-p.done
+	for {
+		select {
+		case w := <-p.lanes: // an answer that nobody waited for any more
+			packet.CloseAll(w.files)
+		default:
+			return
+		}
+	}
 }
 
 // NewParcel makes a parcel of v, as JSON.
