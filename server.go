@@ -52,6 +52,10 @@ type server struct {
 	dead   chan struct{} // closed when net/http takes no parked connections any more
 }
 
+// orderGrace is how much later than the end of its listeners a worker may
+// learn that it is to drain.
+const orderGrace = 5 * time.Second
+
 type connKey struct{}
 
 func newServer(p *process, srv *http.Server, name string, secure bool) *server {
@@ -242,6 +246,11 @@ func (a *acceptor) Accept() (net.Conn, error) {
 	a.started()
 	nc, err := a.Listener.Accept()
 	if err != nil {
+		if errors.Is(err, syscall.EINVAL) && a.s.p.channel != nil {
+			// The manager has shut the socket down, which it does when
+			// everything stops. Its order to drain may come second.
+			pause(a.s.p.draining, orderGrace)
+		}
 		if a.s.p.isDraining() {
 			// A deadline in the past ended the wait. To net/http that would be
 			// a reason to try again.
