@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"gapless/internal/load/loadtest"
 	"gapless/internal/procfs"
 )
 
@@ -112,7 +111,7 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 	}
 	eventually(t, patience, "the first workers run", func() bool { return len(s.workers(1)) == 2 })
 	before, generation := s.descriptors(), 1
-	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: slower(1800 * time.Millisecond), tail: slower(time.Second)}
+	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: 100 * time.Millisecond, tail: time.Second}
 	r := p.under(t, len(broken), func(i int) {
 		tt := broken[i]
 		generation++
@@ -133,7 +132,7 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 			t.Errorf("%s: %v; before: %v", tt.name, s.descriptors(), before)
 		}
 	})
-	loadtest.RequireNoClose(t, r)
+	r.untouched(t, p)
 	if len(s.workers(1)) != 2 {
 		t.Errorf("generation 1 has changed:\n%s", list(s.tree()))
 	}

@@ -3,12 +3,15 @@
 package test
 
 import (
+	"context"
+	"errors"
 	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"gapless/internal/load"
-	"gapless/internal/load/loadtest"
 )
 
 // The load under which upgrades must not be noticed.
@@ -33,15 +36,17 @@ func slower(d time.Duration) time.Duration {
 	return d
 }
 
-// plan is a load during which something happens at equal intervals.
+// plan is a load during which something happens.
 type plan struct {
 	addr    string
 	streams []load.Stream
 	rtt     time.Duration
-	every   time.Duration
+	every   time.Duration // the pause before each act
 	tail    time.Duration // of load after the last
-	blind   bool
 }
+
+// reports are what the streams of a plan saw, in their order.
+type reports []load.Report
 
 // postStreams is a mix of kept-alive POSTs and of connections that carry one request.
 func postStreams(path string, rate float64) []load.Stream {
@@ -51,76 +56,108 @@ func postStreams(path string, rate float64) []load.Stream {
 	}
 }
 
-// lagLimit is how late the generator may be. The race detector slows all of it down.
-func lagLimit() time.Duration {
-	if raceEnabled {
-		return 300 * time.Millisecond
-	}
-	return 50 * time.Millisecond
-}
+// lagLimit is how late the generator may be. What it counts as lost does not depend on that; it only has to be a load.
+func lagLimit() time.Duration { return slower(250 * time.Millisecond) }
 
-// duration is that of the load for n acts.
-func (p plan) duration(n int) time.Duration { return time.Duration(n)*p.every + p.tail }
+// loadLimit bounds a load whose acts do not come to an end.
+const loadLimit = 2 * time.Minute
 
-// connects is how many connections it takes if none is ever closed by the server.
-func (p plan) connects(n int) int {
-	total := 0
-	for _, s := range p.streams {
-		if s.Kind == load.KeepAlive {
-			total += s.Connections
-			continue
-		}
-		period := time.Duration(float64(time.Second) * float64(s.Connections) / s.Rate)
-		total += s.Connections * int(p.duration(n)/period)
-	}
-	return total
-}
-
-// under runs n acts under load, one every interval, and returns what the load saw. All of them must be over before the
-// load is.
-func (p plan) under(t testing.TB, n int, act func(i int)) load.Report {
+// under runs n acts under load, one after the other, and returns what the load saw when all of them were over.
+func (p plan) under(t testing.TB, n int, act func(i int)) reports {
 	t.Helper()
-	c := load.Config{
-		Address: p.addr, Streams: p.streams, RTT: p.rtt, Duration: p.duration(n), Timeout: 20 * time.Second,
-		LagLimit: lagLimit(), Blind: p.blind,
+	ctx, stop := context.WithCancel(t.Context())
+	rs, errs := make(reports, len(p.streams)), make([]error, len(p.streams))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	for i, s := range p.streams {
+		wg.Go(func() {
+			rs[i], errs[i] = load.Run(ctx, load.Config{
+				Address: p.addr, Streams: []load.Stream{s}, RTT: p.rtt, Duration: loadLimit, Timeout: 20 * time.Second, LagLimit: lagLimit(),
+				Seed: uint64(i),
+			})
+		})
 	}
-	type outcome struct {
-		r   load.Report
-		err error
-	}
-	done := make(chan outcome, 1)
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		r, err := load.Run(t.Context(), c) // the context ends before cleanups begin
-		done <- outcome{r, err}
-	}()
-	t.Cleanup(func() { <-over })
-	tick := time.NewTicker(p.every)
-	defer tick.Stop()
 	for i := range n {
-		<-tick.C
+		pause(p.every)
 		act(i)
 	}
-	select {
-	case o := <-done:
-		t.Fatalf("the load was over before all was done under it: %v\n%s", o.err, &o.r)
-	default:
+	pause(p.tail)
+	if ctx.Err() != nil {
+		t.Fatal("the test was ended")
 	}
-	o := <-done
-	if o.err != nil {
-		t.Fatalf("%v\n%s", o.err, &o.r)
+	stop()
+	wg.Wait()
+	for i, err := range errs {
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("the load was over before all was done under it: %v\n%s", err, &rs[i])
+		}
 	}
 	if testing.Verbose() {
-		t.Logf("\n%s", &o.r)
+		t.Logf("\n%s", rs)
 	}
-	return o.r
+	return rs
 }
 
-func def[T comparable](v *T, to T) {
-	var zero T
-	if *v == zero {
-		*v = to
+func (rs reports) String() string {
+	var texts []string
+	for i := range rs {
+		texts = append(texts, rs[i].String())
+	}
+	return strings.Join(texts, "\n")
+}
+
+// lost is how many requests were lost.
+func (rs reports) lost() int {
+	n := 0
+	for _, r := range rs {
+		n += r.Drops.Total()
+	}
+	return n
+}
+
+// closed is how many kept-alive connections the server has closed, announced or not.
+func (rs reports) closed(p plan) int {
+	n := 0
+	for i, r := range rs {
+		if p.streams[i].Kind == load.KeepAlive {
+			n += max(0, r.Connects-p.streams[i].Connections)
+		}
+		n += r.ClosedIdle
+	}
+	return n
+}
+
+// noneLost demands that it was a load, and that every request that was not cut short by its end was answered.
+func (rs reports) noneLost(t testing.TB) {
+	t.Helper()
+	for i := range rs {
+		r := &rs[i]
+		if f := r.Fault(); f != "" {
+			t.Fatalf("the load proves nothing: %s\n%s", f, rs)
+		}
+		if r.Drops.Total() != 0 || r.OK == 0 || r.OK+r.Canceled != r.Requests {
+			t.Fatalf("%d of %d requests lost\n%s", r.Drops.Total(), r.Requests, rs)
+		}
+	}
+}
+
+// untouched demands in addition that no connection was closed.
+func (rs reports) untouched(t testing.TB, p plan) {
+	t.Helper()
+	rs.noneLost(t)
+	if n := rs.closed(p); n != 0 {
+		t.Fatalf("%d connections closed by the server\n%s", n, rs)
+	}
+}
+
+// answered demands answers of n generations.
+func (rs reports) answered(t testing.TB, n int) {
+	t.Helper()
+	for i := range rs {
+		if got := len(rs[i].Generations); got != n {
+			t.Errorf("%d generations answered, want %d\n%s", got, n, &rs[i])
+		}
 	}
 }
 
@@ -135,13 +172,8 @@ func TestUpgrade_UnderLoadLosesNothing(t *testing.T) {
 			p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()), rtt: tt.rtt, every: slower(700 * time.Millisecond), tail: slower(time.Second)}
 			n := counted(4, 10)
 			r := p.under(t, n, func(i int) { s.upgrade(i + 2) })
-			loadtest.RequireNoClose(t, r)
-			if want := p.connects(n); r.Connects != want {
-				t.Errorf("%d connections opened, want %d: some were closed after an announcement\n%s", r.Connects, want, &r)
-			}
-			if got := len(r.Generations); got != n+1 {
-				t.Errorf("%d generations answered, want %d\n%s", got, n+1, &r)
-			}
+			r.untouched(t, p)
+			r.answered(t, n+1)
 			s.settled(n+1, 4)
 			s.stop()
 		})

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"gapless/internal/load"
-	"gapless/internal/load/loadtest"
 )
 
 // inFlight waits until a request has reached the server: there is a connection that has been accepted and read.
@@ -69,19 +68,17 @@ func TestUpgrade_StormOfSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGUSR2, syscall.SIGUSR1} {
 		t.Run(sig.String(), func(t *testing.T) {
 			s := start(t, options{})
-			p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/4), every: 20 * time.Millisecond, tail: slower(5 * time.Second)}
-			if sig == syscall.SIGUSR1 {
-				p.tail = time.Second
-			}
-			storm := counted(60, 100)
+			p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/4), tail: time.Second}
+			p.every = 10 * time.Millisecond
+			last := 0
+			const storm = 100
 			r := p.under(t, storm, func(i int) {
 				s.signal(sig)
-				tick := time.NewTicker(10 * time.Millisecond)
-				defer tick.Stop()
-				<-tick.C
+				if i == storm-1 {
+					last = s.quiet()
+				}
 			})
-			loadtest.RequireNoClose(t, r)
-			last := s.quiet()
+			r.untouched(t, p)
 			if sig == syscall.SIGUSR1 && last != 1 {
 				t.Errorf("generation %d after USR1", last)
 			}
@@ -190,12 +187,12 @@ func TestStop_UnderLoadLosesNoRequest(t *testing.T) {
 	s.exits(0)
 	// Nobody listens any more: new connections are refused, and one that arrives at the very moment is reset, which no
 	// server can prevent. On those that were open nothing may be lost.
-	for _, f := range r.Failures {
+	for _, f := range r[0].Failures {
 		if f.Served > 0 && f.Class != load.Refused {
 			t.Errorf("%s %s: %v", f.Class, f.ID, f.Err)
 		}
 	}
-	if n := r.Drops.Total(); n > len(r.Failures) {
-		t.Errorf("only %d of %d failures are described\n%s", len(r.Failures), n, &r)
+	if n := r.lost(); n > len(r[0].Failures) {
+		t.Errorf("only %d of %d failures are described\n%s", len(r[0].Failures), n, r)
 	}
 }
