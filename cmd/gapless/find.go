@@ -62,7 +62,7 @@ func (f clientFlags) client(ctx context.Context) (*control.Client, error) {
 	}
 	all := living(ctx, folders)
 	if len(all) == 0 {
-		return nil, fmt.Errorf("%w: no control socket of a living one in %s; with run --control PATH, give the same --control PATH here",
+		return nil, fmt.Errorf("%w: no living control socket in %s; if it was started with --control PATH, give the same here",
 			control.ErrNotRunning, strings.Join(folders, ", "))
 	}
 	return only(all)
@@ -142,7 +142,7 @@ func byListener(ctx context.Context, text string, folders []string) (*control.Cl
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: none has %s as its first listener", control.ErrNotRunning, addr)
+	return nil, fmt.Errorf("%w: no gapless has %s as its first listener", control.ErrNotRunning, addr)
 }
 
 // byPort asks those that run, because only the first listener is in a socket's name, and not even that if the kernel
@@ -166,7 +166,7 @@ func byPort(ctx context.Context, port int, folders []string) (*control.Client, e
 		named = asked
 	}
 	if len(named) == 0 {
-		return nil, fmt.Errorf("%w: none listens at port %d", control.ErrNotRunning, port)
+		return nil, fmt.Errorf("%w: no gapless listens at port %d", control.ErrNotRunning, port)
 	}
 	return only(named)
 }

@@ -92,19 +92,17 @@ func eventText(e control.Event) (text string, counts bool) {
 	b.WriteString(phaseText(e))
 	counts = e.Total > 0
 	switch {
+	case e.State == "done" || e.State == "aborted":
+		return e.Kind + " " + e.State, false // how long and why is in the answer
 	case counts && e.State == "drain":
-		fmt.Fprintf(&b, ", %d of %d left", e.Total-e.Ready, e.Total)
+		fmt.Fprintf(&b, ", %d left", e.Total-e.Ready)
 	case counts:
 		fmt.Fprintf(&b, " %d/%d", e.Ready, e.Total)
+	case e.Text != "":
+		b.WriteString(" (" + printable(e.Text) + ")")
 	}
 	if e.Reason != "" {
 		b.WriteString(": " + printable(e.Reason))
-	}
-	if e.Text != "" {
-		b.WriteString(" (" + printable(e.Text) + ")")
-	}
-	if e.TookSeconds > 0 {
-		fmt.Fprintf(&b, " after %s", took(e.TookSeconds))
 	}
 	return b.String(), counts
 }

@@ -26,16 +26,16 @@ func statusText(st control.Status, now time.Time) string {
 	for _, a := range st.Addresses {
 		fmt.Fprintf(head, "listens\t%s\t%s\t%s%s\n", printable(a.URL), printable(a.Name), a.Accept, because(a.Reason))
 	}
-	fmt.Fprintf(head, "workers\t%d wanted\t\t\n", st.Workers)
+	fmt.Fprintf(head, "workers\t%d wanted\n", st.Workers)
 	if st.MemoryBytes > 0 {
 		limit := ""
 		if st.MemoryLimit > 0 {
 			limit = " of " + size(st.MemoryLimit)
 		}
-		fmt.Fprintf(head, "memory\t%s%s\t\t\n", size(st.MemoryBytes), limit)
+		fmt.Fprintf(head, "memory\t%s%s\n", size(st.MemoryBytes), limit)
 	}
 	if u := st.LastUpgrade; u != nil {
-		fmt.Fprintf(head, "upgrade\t%s\t\t\n", lastUpgrade(u, now))
+		fmt.Fprintf(head, "upgrade\t%s\n", lastUpgrade(u, now))
 	}
 	_ = head.Flush() // a Builder takes everything
 	if u := st.LastUpgrade; u != nil && !u.OK {

@@ -11,7 +11,7 @@ var (
 	// ErrBusy says that another operation is under way and that this one was not begun.
 	ErrBusy = errors.New("another operation is under way")
 	// ErrNotRunning says that no gapless answers at the socket.
-	ErrNotRunning = errors.New("gapless is not running")
+	ErrNotRunning = errors.New("not running")
 	// ErrEnded says that the parent ended before it told an operation's outcome.
 	ErrEnded = errors.New("gapless ended before it told the outcome")
 	// ErrNoMaster says that no master is in charge just now: the parent is starting one.

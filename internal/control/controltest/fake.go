@@ -30,6 +30,15 @@ func (f *Fake) Calls() []string {
 	return append([]string(nil), f.calls...)
 }
 
+// TakeCalls is Calls, and forgets them.
+func (f *Fake) TakeCalls() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	calls := f.calls
+	f.calls = nil
+	return calls
+}
+
 // Status returns State.
 func (f *Fake) Status(context.Context) (control.Status, error) {
 	f.mu.Lock()
