@@ -68,14 +68,13 @@ func newMasterLink(conn *packet.Conn) *masterLink {
 func (l *masterLink) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for {
+	for ctx.Err() == nil {
 		l.mu.Lock()
 		paused := l.paused
 		l.mu.Unlock()
 		if paused != nil {
 			select {
 			case <-paused:
-				_ = l.conn.SetReadDeadline(time.Time{})
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -102,6 +101,7 @@ func (l *masterLink) run(ctx context.Context) error {
 			return ctx.Err() // unacknowledged: the parent repeats it to the next master
 		}
 	}
+	return ctx.Err()
 }
 
 // pause leaves what the parent sends from now on to the next master; resume takes that back.
@@ -118,6 +118,8 @@ func (l *masterLink) resume() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.paused != nil {
+		// Here, under the lock, and not by the reader, which may not have noticed the pause, or notice the next one late.
+		_ = l.conn.SetReadDeadline(time.Time{})
 		close(l.paused)
 		l.paused = nil
 	}
