@@ -59,6 +59,16 @@ func newProcess(pid int, get func(string) (string, bool), unset func(string) err
 	var errs []error
 	p.env, p.envErr = readEnviron(pid, get, unset)
 	errs = append(errs, p.envErr)
+	var err error
+	if p.env.channel >= 0 {
+		if p.channel, err = channel.New(inheritedFile(p.env.channel, envChannel)); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", envChannel, err))
+		} else {
+			// Before a socket is opened: that puts it into an epoll set, which is a sign of readiness in others. A master
+			// that does not hear it is gone, which the channel's end will tell.
+			_ = p.channel.Send(channel.Hello{Version: channel.Version, PID: os.Getpid()}, nil)
+		}
+	}
 	for i, name := range p.env.names {
 		l, err := openListener(firstFD+i, name)
 		if err != nil {
@@ -66,12 +76,6 @@ func newProcess(pid int, get func(string) (string, bool), unset func(string) err
 			continue
 		}
 		p.listeners = append(p.listeners, l)
-	}
-	var err error
-	if p.env.channel >= 0 {
-		if p.channel, err = channel.New(inheritedFile(p.env.channel, envChannel)); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", envChannel, err))
-		}
 	}
 	if p.env.handoff >= 0 {
 		if p.queue, err = handoff.NewReceiver(inheritedFile(p.env.handoff, envHandoff)); err != nil {

@@ -57,6 +57,10 @@ func worker(t *testing.T) (p *process, master *channel.Conn, queue *handoff.Send
 		t.Fatalf("%v, left %v, worker %d, generation %d", p.envErr, env, p.env.worker, p.env.generation)
 	}
 	t.Cleanup(func() { p.end(); _ = master.Close(); _ = queue.Close() })
+	// Its first word comes before its sockets, so that those are no sign of readiness.
+	if m, _, err := master.Receive(t.Context()); err != nil || m != (channel.Hello{Version: channel.Version, PID: os.Getpid()}) {
+		t.Fatalf("got %#v, %v, want a hello", m, err)
+	}
 	addr, done = serveOn(t, p, "web", echoing(9))
 	m, _, err := master.Receive(t.Context())
 	want := channel.Ready{Version: channel.Version, PID: os.Getpid(), Drain: true, Handoff: true}

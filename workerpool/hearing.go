@@ -3,6 +3,7 @@ package workerpool
 import (
 	"context"
 	"errors"
+	"time"
 
 	"gapless/internal/notify"
 
@@ -54,6 +55,39 @@ func (w *worker) settleHearing() {
 	select {
 	case <-b:
 	case <-w.proc.Done(): // its group may take as long as a drain to end, and says nothing
+	}
+}
+
+// listenAgain takes in all that the worker has said on its channel until now. It tells whether that makes it ready, and
+// whether it could listen at all: while the pool is frozen it cannot.
+func (w *worker) listenAgain() (ready, sure bool) {
+	w.pool.spawning.RLock()
+	defer w.pool.spawning.RUnlock()
+	if !isClosed(w.pool.thaw()) {
+		return false, false
+	}
+	w.stopReaders()
+	defer w.startReaders()
+	for {
+		select {
+		case said := <-w.said:
+			ready = w.hear(said) || ready
+			continue
+		default:
+		}
+		if w.ch == nil || !w.ch.Pending() {
+			return ready, true
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		m, f, err := w.ch.Receive(ctx)
+		cancel()
+		if f != nil {
+			f.Close()
+		}
+		if err != nil {
+			return ready, true
+		}
+		ready = w.hear(m) || ready
 	}
 }
 

@@ -72,6 +72,8 @@ type worker struct {
 
 	takesDrain bool // written by its goroutine, under mu
 
+	tellsItself bool // it has said hello; its goroutine's
+
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
 	kill    chan string   // end it now, with the reason; buffered
@@ -237,8 +239,19 @@ func (w *worker) run() {
 			seen, err := cfg.Prober.Waiting(context.Background(), w.proc.PID(), w.inodes)
 			switch {
 			case seen.Found():
-				probeC, startC = nil, nil
-				w.becomeReady(string(seen.How))
+				// It may have said before it opened its socket that it will tell by itself, and perhaps has told.
+				switch ready, sure := w.listenAgain(); {
+				case ready:
+					probeC, startC = nil, nil
+					w.becomeReady("it said so")
+				case !sure:
+					probeC = time.After(probeEvery(time.Since(started)))
+				case w.tellsItself:
+					probeC = nil
+				default:
+					probeC, startC = nil, nil
+					w.becomeReady(string(seen.How))
+				}
 			case err != nil && isClosed(w.proc.Done()):
 			case err != nil:
 				// One unreadable moment is normal while a process becomes another one; a lasting one is an answer.
@@ -263,7 +276,7 @@ func (w *worker) run() {
 
 		case <-startC:
 			startC, probeC = nil, nil
-			w.fail(fmt.Errorf("%w: %s after %v: %s", ErrNotReady, w.snapshot().State, cfg.StartTimeout, cfg.Readiness.hint()))
+			w.fail(fmt.Errorf("%w: %s after %v: %s", ErrNotReady, w.snapshot().State, cfg.StartTimeout, w.hint()))
 
 		case o := <-w.orders:
 			if o.Stop && w.isTold() && w.takesDrain {
@@ -332,6 +345,15 @@ func (w *worker) becomeReady(how string) {
 	close(w.ready)
 }
 
+// hint says what would have made the worker ready, and what to do.
+func (w *worker) hint() string {
+	if w.tellsItself {
+		return "it uses the gapless package and has not said that it is ready: it must accept on every socket that it was " +
+			"given, or call gapless.Ready()"
+	}
+	return w.pool.cfg.Readiness.hint()
+}
+
 // fail ends a worker that cannot become ready.
 func (w *worker) fail(err error) {
 	w.failure = &StartError{Worker: w.snapshot().ID, Tail: w.out.lastLines(), Err: err}
@@ -352,6 +374,8 @@ func (w *worker) killNow(reason string) {
 func (w *worker) hear(said any) bool {
 	ready := false
 	switch m := said.(type) {
+	case channel.Hello:
+		w.tellsItself = true
 	case channel.Ready:
 		w.mu.Lock()
 		w.takesDrain = m.Drain

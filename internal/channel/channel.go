@@ -33,8 +33,15 @@ var ErrPacket = errors.New("bad channel packet")
 // of a type that this version does not know. Receive passes over those.
 var ErrUnknownType = errors.New("unknown packet type")
 
-// Message is one of Ready, Status and Drain.
+// Message is one of Hello, Ready, Status and Drain.
 type Message interface{ kind() string }
+
+// Hello is a worker's first word, before it touches its sockets: it will say Ready by itself, so that nothing else, such
+// as a socket that it has opened and does not serve yet, is a sign of it.
+type Hello struct {
+	Version int `json:"version"`
+	PID     int `json:"pid"`
+}
 
 // Ready is what a worker says once all its parts serve.
 type Ready struct {
@@ -61,6 +68,7 @@ type Drain struct {
 	Stop     bool // nobody takes over: idle connections are waited for a second only
 }
 
+func (Hello) kind() string  { return "hello" }
 func (Ready) kind() string  { return "ready" }
 func (Status) kind() string { return "status" }
 func (Drain) kind() string  { return "drain" }
@@ -77,6 +85,11 @@ type drainWire struct {
 func Encode(m Message) ([]byte, error) {
 	var v any
 	switch m := m.(type) {
+	case Hello:
+		v = struct {
+			Type string `json:"type"`
+			Hello
+		}{m.kind(), m}
 	case Ready:
 		v = struct {
 			Type string `json:"type"`
@@ -116,6 +129,10 @@ func Decode(p []byte) (Message, error) {
 	var err error
 	var m Message
 	switch head.Type {
+	case "hello":
+		var v Hello
+		err = json.Unmarshal(p, &v)
+		m = v
 	case "ready":
 		var v Ready
 		err = json.Unmarshal(p, &v)
@@ -225,6 +242,9 @@ func (c *Conn) Receive(ctx context.Context) (Message, *os.File, error) {
 		}
 	}
 }
+
+// Pending tells whether a packet waits to be received.
+func (c *Conn) Pending() bool { return c.c.Pending() }
 
 // File returns a duplicate of this end, to pass to the next master.
 func (c *Conn) File() (*os.File, error) { return c.c.Dup() }

@@ -64,6 +64,17 @@ func checkType(rc syscall.RawConn) error {
 	return nil
 }
 
+// Pending tells whether a packet waits to be received.
+func (c *Conn) Pending() bool {
+	waiting := 0
+	err := c.rc.Control(func(s uintptr) {
+		if n, err := unix.IoctlGetInt(int(s), unix.SIOCINQ); err == nil {
+			waiting = n
+		}
+	})
+	return err == nil && waiting > 0
+}
+
 // Send sends one packet, with fd unless it is negative. It does not block:
 // ErrFull is the answer when there is no room.
 func (c *Conn) Send(p []byte, fd int) error {

@@ -32,3 +32,6 @@ func (c *Conn) TryReceive([]byte) (n, fd int, err error) { return 0, -1, ErrNotS
 
 // CloseFD closes a descriptor that Receive returned.
 func CloseFD(int) {}
+
+// Pending is false.
+func (c *Conn) Pending() bool { return false }
