@@ -34,10 +34,11 @@ func runSteps(ctx context.Context, steps []string, limit time.Duration, dir stri
 			return errors.Join(err, cmd.Process.Kill())
 		}
 		cmd.WaitDelay = time.Second
-		if err := cmd.Run(); err != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
+		err := cmd.Run()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // also if the shell ended well because all that it waited for was killed
+		}
+		if err != nil {
 			var exit *exec.ExitError
 			if errors.As(err, &exit) {
 				return fmt.Errorf("previous step %q failed: %w; mend it, or leave out --before-start", step, err)
