@@ -1,0 +1,175 @@
+package lifecycle
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+
+	"gapless/internal/handoff"
+	"gapless/internal/packet"
+
+	"go.uber.org/zap"
+)
+
+// newQueues returns the queues of generation 3 with the older one of generation 2.
+func newQueues(t *testing.T) (q *queues, older queue) {
+	t.Helper()
+	q = &queues{work: make(chan struct{}, 1)}
+	if err := q.init(zap.NewNop(), 3); err != nil {
+		t.Fatal(err)
+	}
+	recv, send, err := handoff.NewPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, left := range q.all() {
+			left.close()
+		}
+	})
+	return q, queue{generation: 2, recv: recv, send: send}
+}
+
+// give puts a connection into a queue and returns the client's end.
+func give(t *testing.T, o *queue, text string) net.Conn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	f, err := packet.Dup(o.send, "queue")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := handoff.NewSender(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	raw, err := server.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(raw, "http", []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// taken returns what waits in a queue.
+func taken(t *testing.T, o *queue) (texts []string) {
+	t.Helper()
+	f, err := packet.Dup(o.recv, "queue")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := handoff.NewReceiver(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for {
+		c, err := r.TryReceive()
+		if errors.Is(err, handoff.ErrEmpty) {
+			return texts
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(c.Pending))
+		nc, err := c.NetConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := nc.Write([]byte("served " + string(c.Pending))); err != nil {
+			t.Error(err)
+		}
+		nc.Close()
+	}
+}
+
+func TestQueues_MoveWhatTheDeadLeft(t *testing.T) {
+	q, older := newQueues(t)
+	alive := true
+	q.inherit([]queue{older}, func() bool { return true }, func(gen int) bool {
+		if gen != 2 {
+			t.Errorf("asked for generation %d", gen)
+		}
+		return alive
+	})
+	select {
+	case <-q.work:
+	default:
+		t.Error("nobody was told of the older queue")
+	}
+	first, second := give(t, &older, "GET /1"), give(t, &older, "GET /2")
+	if !q.sweep() {
+		t.Error("a generation that lives was forgotten")
+	}
+	third := give(t, &older, "GET /3") // it lives, so it may still get some
+	alive = false
+	if q.sweep() {
+		t.Error("a generation that has gone is kept")
+	}
+	if got := taken(t, &q.own); len(got) != 3 || got[0] != "GET /1" || got[2] != "GET /3" {
+		t.Errorf("moved were %q", got)
+	}
+	for i, c := range []net.Conn{first, second, third} {
+		if text, err := io.ReadAll(c); err != nil || len(text) != len("served GET /1") {
+			t.Errorf("client %d got %q, %v", i+1, text, err)
+		}
+	}
+	if n := len(q.all()); n != 1 {
+		t.Errorf("%d queues are left", n)
+	}
+	if q.sweep() {
+		t.Error("something is left")
+	}
+}
+
+func TestQueues_AreKeptWhileNobodyTakes(t *testing.T) {
+	q, older := newQueues(t)
+	takes := false
+	q.inherit([]queue{older}, func() bool { return takes }, func(int) bool { return true })
+	if q.target() != nil {
+		t.Error("connections would be given to nobody")
+	}
+	give(t, &older, "GET /")
+	if !q.sweep() {
+		t.Error("the older queue was forgotten")
+	}
+	takes = true
+	if q.target() != q.own.send {
+		t.Error("the own queue is not the target")
+	}
+	q.sweep()
+	if got := taken(t, &q.own); len(got) != 1 {
+		t.Errorf("moved were %q", got)
+	}
+}
+
+func TestQueues_WithoutHeirsHaveNoTarget(t *testing.T) {
+	q, older := newQueues(t)
+	older.close()
+	if q.target() != nil {
+		t.Error("a target before it is known who takes")
+	}
+	q.inherit(nil, func() bool { return true }, func(int) bool { return false })
+	select {
+	case <-q.work:
+		t.Error("there is nothing to do")
+	default:
+	}
+}
