@@ -110,7 +110,12 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 		{"a worker is for another machine", func() { replaceFile(t, a.path, foreignBinary) }, `exec format error`},
 	}
 	eventually(t, patience, "the first workers run", func() bool { return len(s.workers(1)) == 2 })
-	before, generation := s.descriptors(), 1
+	// Lanes that were opened for a generation stay open, for the next one: the first attempt makes them.
+	generation := 2
+	a.role("exits-at-once")
+	s.refused(generation)
+	a.good()
+	before := s.descriptors()
 	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: 100 * time.Millisecond, tail: time.Second}
 	r := p.under(t, len(broken), func(i int) {
 		tt := broken[i]
@@ -146,9 +151,13 @@ func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
 func TestUpgrade_HangingBinaryIsAborted(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{flags: []string{"--start-timeout", "2s"}})
+	if err := os.Remove(s.bin); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(2)
 	before := s.descriptors()
 	s.script("sleep 600 & sleep 600")
-	e := s.refused(2)
+	e := s.refused(3)
 	if e.Reason == "" {
 		t.Error("no reason is logged")
 	}
@@ -157,8 +166,8 @@ func TestUpgrade_HangingBinaryIsAborted(t *testing.T) {
 		t.Errorf("%v; before: %v", after, before)
 	}
 	s.goodBinary()
-	s.upgrade(3)
-	s.settled(3, 2)
+	s.upgrade(4)
+	s.settled(4, 2)
 	s.stop()
 }
 

@@ -179,3 +179,33 @@ func TestUpgrade_UnderLoadLosesNothing(t *testing.T) {
 		})
 	}
 }
+
+// Whatever the way in which clients send, and however fast upgrades follow each other.
+func TestUpgrade_AllKindsOfSendsAreUntouched(t *testing.T) {
+	s := start(t, options{flags: []string{"-w", "3"}})
+	rate := requestsPerSecond() / 5
+	p := plan{addr: s.addr, rtt: 20 * time.Millisecond, every: slower(150 * time.Millisecond), tail: time.Second, streams: []load.Stream{
+		{Name: "get", Connections: 60, Rate: rate},
+		{Name: "chunked", Connections: 40, Rate: rate, Method: http.MethodPost, Path: "/echo", Body: 3000, Chunked: 1, Echo: true},
+		{Name: "in pieces", Connections: 60, Rate: rate, Method: http.MethodPost, Path: "/echo", Body: 500, Split: 1, Echo: true},
+		{Name: "pipelined", Connections: 40, Rate: rate / 3, Method: http.MethodPost, Path: "/echo", Body: 100, Pipeline: 1, Echo: true},
+		{Name: "silent", Kind: load.Silent, Silence: 200 * time.Millisecond, Connections: 40, Rate: rate / 2},
+	}}
+	n := counted(10, 50)
+	r := p.under(t, n, func(i int) { s.upgrade(i + 2) })
+	r.untouched(t, p)
+	s.settled(n+1, 3)
+	s.stop()
+}
+
+// With a single worker, which may be seen as ready by the kernel's evidence before it has said that it takes
+// connections, there is nobody else to take them.
+func TestUpgrade_SingleWorkerTakesConnections(t *testing.T) {
+	s := start(t, options{flags: []string{"-w", "1"}})
+	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: 100 * time.Millisecond, tail: time.Second}
+	n := counted(15, 100)
+	r := p.under(t, n, func(i int) { s.upgrade(i + 2) })
+	r.untouched(t, p)
+	s.settled(n+1, 1)
+	s.stop()
+}
