@@ -39,7 +39,8 @@ type Config struct {
 	EnvFiles    []string // read anew by each upgrade and reload
 	Umask       *int
 
-	PIDFile string
-	Control string // path of the control socket; "": the default
-	Banner  bool   // on a terminal: tell a person what runs and what to type
+	LogPrefix bool // each line of a worker with its slot and generation before it
+	PIDFile   string
+	Control   string // path of the control socket; "": the default
+	Banner    bool   // on a terminal: tell a person what runs and what to type
 }

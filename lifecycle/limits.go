@@ -64,11 +64,8 @@ func (m *master) probation(e workerpool.Event) {
 // keepLimits is the actor that replaces workers that grew too large or too old, and ends those that hang. It does neither
 // before this master is in charge nor while something else changes the workers.
 func (m *master) keepLimits(ctx context.Context) error {
-	if m.cfg.MaxMemory == 0 && m.cfg.MaxLifetime == 0 && m.cfg.Watchdog == 0 {
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	m.limits.lanes = make(map[string]laneQueue)
+	told := false
 	tick := time.NewTicker(limitsEvery)
 	defer tick.Stop()
 	var replaced chan error
@@ -78,6 +75,13 @@ func (m *master) keepLimits(ctx context.Context) error {
 			if m.state.get() != Serving {
 				m.limits.lanes = make(map[string]laneQueue)
 				continue
+			}
+			if !told {
+				told = true
+				m.tellMemory()
+				if m.cfg.MaxMemory == 0 && m.cfg.MaxLifetime == 0 && m.cfg.Watchdog == 0 {
+					tick.Stop() // nothing is limited: do not wake for it
+				}
 			}
 			m.endHung(now)
 			if replaced == nil {

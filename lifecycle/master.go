@@ -53,6 +53,7 @@ type master struct {
 	limits  limits
 	hint    sync.Once
 
+	lines []*workerpool.Lines   // of --log-prefix
 	facts atomic.Pointer[facts] // of this generation, as it is now
 
 	// The rest belongs to the goroutine of govern.
@@ -117,6 +118,9 @@ func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error
 	defer m.watch.stop()
 	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
 	err = g.Run()
+	for _, l := range m.lines {
+		l.Close()
+	}
 	if m.pred != nil {
 		m.pred.Close()
 	}

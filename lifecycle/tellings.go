@@ -1,11 +1,13 @@
 package lifecycle
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
+	"gapless/internal/cgroup"
 	"gapless/internal/control"
 	"gapless/internal/procfs"
 	"gapless/upgrade"
@@ -63,6 +65,23 @@ func (m *master) hintShared(e workerpool.Event) {
 	}
 }
 
+// tellMemory logs, once, what the workers occupy, and warns where an upgrade would not have room for twice that.
+func (m *master) tellMemory() {
+	var sum int64
+	own := m.mine()
+	if len(own) == 0 {
+		return
+	}
+	for _, w := range own {
+		mem := memoryOf(w.PID)
+		sum += cmp.Or(mem.PSS, mem.RSS)
+	}
+	m.log.Info("Memory of the workers", zap.Int64("memory_bytes", sum), zap.Int64("per_worker_bytes", sum/int64(len(own))), zap.Int("workers", len(own)))
+	if warning := tooBig(sum, cgroup.Reader{}.MemoryLimit()); warning != "" {
+		m.log.Warn("Memory is tight: " + warning)
+	}
+}
+
 // serving lists what is served and how, for the log.
 func (m *master) serving() []string {
 	var all []string
@@ -94,7 +113,7 @@ func (m *master) banner() string {
 		fmt.Fprintf(&b, "    %-9s %s  (%s)\n", "address", urlOf(a), m.accepting(a.Name))
 	}
 	fmt.Fprintf(&b, "    %-9s %d\n    %-9s %d\n", "workers", m.cfg.Workers, "parent", parent)
-	fmt.Fprintf(&b, "    %-9s kill -USR2 %d\n    %-9s Ctrl-C, or kill %d\n\n", "upgrade", parent, "stop", parent)
+	fmt.Fprintf(&b, "    %-9s gapless upgrade, or kill -USR2 %d\n    %-9s Ctrl-C, gapless stop, or kill %d\n\n", "upgrade", parent, "stop", parent)
 	return b.String()
 }
 

@@ -83,6 +83,10 @@ func (p *Pool) Freeze() ([]Record, error) {
 		}
 		records = append(records, r)
 	}
+	if p.cfg.Out != nil { // what has been read is written before another master writes
+		p.cfg.Out.Flush()
+		p.cfg.Err.Flush()
+	}
 	return records, nil
 }
 
@@ -193,6 +197,9 @@ func (p *Pool) adopt(r *Record) error {
 	}
 	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
 		w.out = resumeOutput(so, se, r.Partial, nil)
+		if p.cfg.Out != nil {
+			w.out.through(prefix(r.Info), p.cfg.Out, p.cfg.Err)
+		}
 	}
 	p.run(w)
 	return nil

@@ -20,8 +20,8 @@ const (
 	maxLine   = 64 << 10
 )
 
-// output carries what one worker prints through this process, which only --ready log= asks for; otherwise workers
-// write to the descriptors that gapless itself was started with, and nobody stands in between.
+// output carries what one worker prints through this process, which only --ready log= and --log-prefix ask for; otherwise
+// workers write to the descriptors that gapless itself was started with, and nobody stands in between.
 //
 // Each stream has a pump that copies bytes as they come and looks at the lines on the way. To hand over, pause stops
 // the pumps where they are; what is in the pipes then stays there for the next master, and an unfinished line, already
@@ -29,6 +29,7 @@ const (
 type output struct {
 	streams [2]*stream
 	onLine  func(line []byte) // called from both pumps
+	prefix  string            // before each line, where there are Lines
 
 	mu   sync.Mutex
 	tail []string
@@ -37,6 +38,7 @@ type output struct {
 type stream struct {
 	r       *os.File
 	dst     io.Writer
+	lines   *Lines // takes whole lines with the worker's prefix, instead of dst; nil: dst takes the bytes as they come
 	partial []byte // the line so far; the pump's while it runs
 	done    chan struct{}
 }
@@ -119,12 +121,14 @@ func (o *output) pump(s *stream) {
 		n, err := s.r.Read(buf)
 		if n > 0 {
 			// When our own stdout is gone the worker must not suffer for it: what it prints is read all the same.
-			_, _ = s.dst.Write(buf[:n])
+			if s.lines == nil {
+				_, _ = s.dst.Write(buf[:n])
+			}
 			o.lines(s, buf[:n])
 		}
 		if err != nil {
 			if errors.Is(err, io.EOF) && len(s.partial) > 0 {
-				o.line(s.partial)
+				o.line(s, s.partial)
 				s.partial = nil
 			}
 			return
@@ -146,12 +150,15 @@ func (o *output) lines(s *stream, data []byte) {
 			line = append(s.partial, line...)
 			s.partial = nil
 		}
-		o.line(line)
+		o.line(s, line)
 		data = data[i+1:]
 	}
 }
 
-func (o *output) line(line []byte) {
+func (o *output) line(s *stream, line []byte) {
+	if s.lines != nil {
+		s.lines.put(o.prefix, line)
+	}
 	line = bytes.TrimRight(line, "\r")
 	o.mu.Lock()
 	if len(o.tail) == tailLines {
@@ -188,4 +195,10 @@ func (o *output) files() ([]*os.File, [][]byte, error) {
 		partial = append(partial, s.partial)
 	}
 	return files, partial, nil
+}
+
+// through has whole lines go to out and err, each with prefix before it.
+func (o *output) through(prefix string, out, err *Lines) {
+	o.prefix = prefix
+	o.streams[0].lines, o.streams[1].lines = out, err
 }

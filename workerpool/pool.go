@@ -38,7 +38,9 @@ type Config struct {
 	Readiness    Readiness
 	StartTimeout time.Duration // from a worker's start until it must be ready; 0: no limit
 	StopSignal   syscall.Signal
-	Watchdog     time.Duration // told to the workers as WATCHDOG_USEC; 0: none
+	// Out and Err take the workers' lines, each with the worker's prefix; nil: they write where this process writes.
+	Out, Err *Lines
+	Watchdog time.Duration // told to the workers as WATCHDOG_USEC; 0: none
 
 	Log *zap.Logger
 	// Observe is told of every change of state, under no lock, in the order of the changes of each worker. It must
@@ -190,12 +192,12 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 
 	var heard func()
 	var out *output
-	if p.cfg.Readiness.Mode == ReadyLog {
+	if p.cfg.Readiness.Mode == ReadyLog || p.cfg.Out != nil {
 		var once sync.Once
 		heard = func() {}
 		var stdout, stderr *os.File
 		out, stdout, stderr, err = newOutput(func(line []byte) {
-			if p.cfg.Readiness.Line.Match(line) {
+			if re := p.cfg.Readiness.Line; re != nil && re.Match(line) {
 				once.Do(func() { heard() })
 			}
 		})
@@ -205,6 +207,9 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 		defer stdout.Close()
 		defer stderr.Close()
 		l.Stdout, l.Stderr = stdout, stderr
+		if p.cfg.Out != nil {
+			out.through(prefix(info), p.cfg.Out, p.cfg.Err)
+		}
 	}
 	proc, err := p.cfg.Spawner.Spawn(l)
 	if err != nil {
@@ -314,3 +319,6 @@ func (p *Pool) Workers() []Info {
 	}
 	return infos
 }
+
+// prefix is what stands before each of a worker's lines.
+func prefix(i Info) string { return fmt.Sprintf("[worker %d generation %d] ", i.Slot, i.Generation) }

@@ -30,6 +30,8 @@ const (
 
 // runCmd is `gapless run`. A master parses the same command line as its parent did.
 type runCmd struct {
+	Config string `placeholder:"FILE" help:"A YAML file with the same names; flags beat the environment, which beats the file. Read anew by every upgrade and reload."`
+
 	Workers string   `short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; auto: as many as there are usable CPUs."`
 	Host    string   `placeholder:"HOST" help:"With --port, short for one --listen; default 127.0.0.1."`
 	Port    *int     `placeholder:"PORT" help:"The port; default 8000, 0 lets the kernel choose."`
@@ -63,9 +65,12 @@ type runCmd struct {
 	PIDFile string   `name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
 
 	LogFormat string `enum:"console,json,auto" default:"auto" help:"console or json; auto: console on a terminal, else json."`
+	LogPrefix bool   `help:"Put each worker's number and generation before its lines; what it prints then goes through gapless."`
 	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
 
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command; {fd}, {fd:NAME}, {worker} and {generation} in it are replaced. Without it the built-in app runs."`
+
+	settings settings `kong:"-"`
 }
 
 // Help is shown after the flags.
@@ -79,7 +84,7 @@ Example: gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}`
 func (c *runCmd) Run(r *result) error {
 	cfg, err := c.config()
 	if err != nil {
-		*r = result{statusUsage, err}
+		*r = result{statusUsage, c.explain(err)}
 		return nil
 	}
 	format := c.LogFormat
@@ -111,9 +116,6 @@ func (c *runCmd) Run(r *result) error {
 	return nil
 }
 
-// reread reads what a reload is to take up: files that the flags name are read again, the flags themselves are as they are.
-func (c *runCmd) reread() (lifecycle.Config, error) { return c.config() }
-
 // ownPath returns the absolute path by which gapless was started, with symbolic links left in it: what it leads to at
 // the time of an upgrade is what the upgrade takes.
 func ownPath() (string, error) {
@@ -130,7 +132,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		Version: version, Command: c.Command, Chdir: c.Chdir, Settle: c.Settle, StartTimeout: c.StartTimeout,
 		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread,
 		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
-		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control,
+		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control, LogPrefix: c.LogPrefix,
 	}
 	if len(cfg.Command) > 0 && cfg.Command[0] == "--" {
 		cfg.Command = cfg.Command[1:]
