@@ -36,6 +36,7 @@ type cli struct {
 	Reload  reloadCmd  `cmd:"" help:"Replace the workers one by one."`
 	Scale   scaleCmd   `cmd:"" help:"Change the number of workers."`
 	Stop    stopCmd    `cmd:"" help:"Drain and end everything."`
+	Check   checkCmd   `cmd:"" help:"Check the flags of run and the configuration file, and print what they come to."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
@@ -57,20 +58,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	var c cli
 	exited := -1
-	parser, err := kong.New(&c,
-		kong.Name("gapless"),
-		kong.Description("A server process manager whose deploys nobody can notice."),
-		kong.DefaultEnvars("GAPLESS"),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(status int) { exited = status }),
-	)
+	parser, err := newParser(&c, stdout, stderr, func(status int) { exited = status })
 	if err != nil {
 		return result{statusFailed, err}.report(stderr)
 	}
 	ctx, err := parser.Parse(args)
 	if exited >= 0 { // --help has been answered
 		return exited
+	}
+	if isFileError(err) {
+		return result{statusUsage, err}.report(stderr)
 	}
 	if err != nil {
 		return result{statusUsage, fmt.Errorf("%w; see gapless --help", err)}.report(stderr)
@@ -82,6 +79,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 		r = result{statusFailed, err}
 	}
 	return r.report(stderr)
+}
+
+// newParser makes the parser of the command line. It calls exit where kong thinks that the program should end.
+func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(c,
+		kong.Name("gapless"),
+		kong.Description("A server process manager whose deploys nobody can notice."),
+		kong.DefaultEnvars("GAPLESS"),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Writers(stdout, stderr),
+		kong.Exit(exit),
+	)
 }
 
 // report prints the error, if there is one, as one line.
