@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"gapless/internal/execstep"
+	"gapless/upgrade"
 	"gapless/workerpool"
 )
 
@@ -51,6 +53,22 @@ type launcher struct {
 
 // placeholder matches what COMMAND and its arguments may hold.
 var placeholder = regexp.MustCompile(`\{(fd|worker|generation|fd:[^{}]*)\}`)
+
+// CheckPlaceholders tells whether every {fd:NAME} in a command names one of the addresses.
+func CheckPlaceholders(command []string, addrs []upgrade.Address) error {
+	var names []string
+	for _, a := range addrs {
+		names = append(names, a.Name)
+	}
+	for _, arg := range command {
+		for _, p := range placeholder.FindAllString(arg, -1) {
+			if name, ok := strings.CutPrefix(strings.Trim(p, "{}"), "fd:"); ok && !slices.Contains(names, name) {
+				return fmt.Errorf("%s in the command: no --listen is called %q; the names are %s", p, name, strings.Join(names, ", "))
+			}
+		}
+	}
+	return nil
+}
 
 func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Launch, error) {
 	argv := make([]string, len(l.release.argv))

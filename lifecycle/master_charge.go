@@ -79,6 +79,9 @@ func tickOf(t *time.Ticker) <-chan time.Time {
 	return t.C
 }
 
+// heedTime is what a worker has to stop accepting when it has been told: an event loop that polls takes some 100 ms.
+const heedTime = 500 * time.Millisecond
+
 // refusalEvery is how often a master that stops looks whether all workers have been told.
 const refusalEvery = 20 * time.Millisecond
 
@@ -125,8 +128,8 @@ func (m *master) beginStop() {
 // request that is under way.
 func (m *master) refuse() {
 	for _, w := range m.pool.Workers() {
-		if w.Role == "" && !w.Told && w.State < workerpool.Killing {
-			return
+		if w.Role == "" && w.State < workerpool.Killing && (!w.Told || time.Since(w.ToldAt) < heedTime) {
+			return // it accepts, or may: shutting its socket down under it would be a fault to it
 		}
 	}
 	m.refusal.Stop()

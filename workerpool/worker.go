@@ -34,9 +34,10 @@ type Info struct {
 	Started  time.Time `json:"started"`
 	Reason   string    `json:"reason,omitempty"` // why it is in its state
 	Revision int       `json:"revision,omitempty"`
-	Role     string    `json:"role,omitempty"` // "" for a worker, else what kind of helper it is
-	Told     bool      `json:"told"`           // it has got its order to drain
-	Handoff  bool      `json:"handoff"`        // it takes handed-over connections
+	Role     string    `json:"role,omitempty"`   // "" for a worker, else what kind of helper it is
+	Told     bool      `json:"told"`             // it has got its order to drain
+	ToldAt   time.Time `json:"told_at,omitzero"` // when
+	Handoff  bool      `json:"handoff"`          // it takes handed-over connections
 
 	InFlight    int `json:"in_flight"` // what a draining worker last said
 	Connections int `json:"connections"`
@@ -419,7 +420,7 @@ func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
 		due = time.Now().Add(limit)
 	}
 	w.mu.Lock()
-	w.info.Told, w.due = true, due
+	w.info.Told, w.info.ToldAt, w.due = true, time.Now(), due
 	w.mu.Unlock()
 	if w.takesDrain {
 		var queue *os.File

@@ -147,6 +147,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if cfg.Addresses, err = c.addresses(); err != nil {
 		return cfg, err
 	}
+	if err := lifecycle.CheckPlaceholders(cfg.Command, cfg.Addresses); err != nil {
+		return cfg, err
+	}
 	if cfg.Readiness, err = workerpool.ParseReadiness(c.Ready); err != nil {
 		return cfg, fmt.Errorf("--ready: %w", err)
 	}
