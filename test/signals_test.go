@@ -32,7 +32,11 @@ func TestUpgrade_ThreeInARowWithARequestInFlight(t *testing.T) {
 	s := start(t, options{})
 	slow := s.ask("/slow?ms=" + ms)
 	s.inFlight(slow)
-	tick := time.NewTicker(200 * time.Millisecond)
+	spacing := 200 * time.Millisecond
+	if raceEnabled {
+		spacing = 600 * time.Millisecond // an upgrade must be over: what comes during one is taken together
+	}
+	tick := time.NewTicker(spacing)
 	defer tick.Stop()
 	for range 3 {
 		s.signal(syscall.SIGUSR2)
@@ -187,12 +191,16 @@ func TestStop_UnderLoadLosesNoRequest(t *testing.T) {
 	s.exits(0)
 	// Nobody listens any more: new connections are refused, and one that arrives at the very moment is reset, which no
 	// server can prevent. On those that were open nothing may be lost.
+	described := 0
 	for _, f := range r[0].Failures {
-		if f.Served > 0 && f.Class != load.Refused {
+		if f.Class == load.Refused {
+			continue
+		}
+		if described++; f.Served > 0 {
 			t.Errorf("%s %s: %v", f.Class, f.ID, f.Err)
 		}
 	}
-	if n := r.lost(); n > len(r[0].Failures) {
-		t.Errorf("only %d of %d failures are described\n%s", len(r[0].Failures), n, r)
+	if n := r.lost() - r[0].Drops[load.Refused]; n > described { // a report describes the first hundred
+		t.Errorf("only %d of %d failures are described\n%s", described, n, r)
 	}
 }
