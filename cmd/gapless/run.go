@@ -220,7 +220,7 @@ func parseSize(text string) (int64, error) {
 	for _, s := range sizes {
 		if number, ok := strings.CutSuffix(text, s.unit); ok {
 			v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-			if err != nil || !(v > 0) || v*s.bytes > 1<<60 {
+			if err != nil || !(v*s.bytes >= 1 && v*s.bytes <= 1<<60) {
 				break
 			}
 			return int64(v * s.bytes), nil
