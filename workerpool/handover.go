@@ -18,6 +18,7 @@ import (
 type Record struct {
 	Info
 	Due        time.Time `json:"due"` // when its time to drain ends; zero: never
+	Progress   progress  `json:"progress,omitzero"`
 	TakesDrain bool      `json:"takes_drain"`
 	NotifyName string    `json:"notify,omitempty"`
 	Partial    [][]byte  `json:"partial,omitempty"`
@@ -116,7 +117,7 @@ func (w *worker) record() (r Record, err error) {
 		w.out.pause()
 	}
 	w.mu.Lock()
-	r = Record{Info: w.info, Due: w.due, TakesDrain: w.takesDrain}
+	r = Record{Info: w.info, Due: w.due, Progress: w.gets, TakesDrain: w.takesDrain}
 	w.mu.Unlock()
 	if r.State == Exited {
 		return r, errGone
@@ -181,7 +182,7 @@ func (p *Pool) adopt(r *Record) error {
 		return err
 	}
 	w := newWorker(p, r.Info, proc)
-	w.due, w.takesDrain = r.Due, r.TakesDrain
+	w.due, w.gets, w.takesDrain = r.Due, r.Progress, r.TakesDrain
 	w.wasUp = true // what it was is its own generation's history; nobody waits for it
 	if f := r.take(kindChannel); f != nil {
 		if w.ch, err = channel.New(f); err != nil {

@@ -67,9 +67,10 @@ type worker struct {
 	out    *output        // nil: it writes where gapless writes
 	inodes map[uint64]bool
 
-	mu   sync.Mutex // guards info and deadline, which others read
+	mu   sync.Mutex // guards info, due and gets, which others read
 	info Info
 	due  time.Time
+	gets progress // on with its drain
 
 	takesDrain bool // written by its goroutine, under mu
 
@@ -311,6 +312,10 @@ func (w *worker) run() {
 
 		case <-dueC:
 			dueC = nil
+			if d := w.mayGoOn(); d > 0 {
+				dueC = time.After(d)
+				continue
+			}
 			w.killNow(fmt.Sprintf("its time to drain was over: %s", w.holding()))
 
 		case reason := <-w.kill:
@@ -386,6 +391,7 @@ func (w *worker) hear(said any) bool {
 	case channel.Status:
 		w.mu.Lock()
 		w.info.InFlight, w.info.Connections, w.info.Handed = m.InFlight, m.Connections, m.Handed
+		w.gets.heard(m.Bytes, time.Now())
 		w.mu.Unlock()
 	case notify.Message:
 		ready = m.Ready()
@@ -412,15 +418,15 @@ func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
 		return 0, thaw
 	}
 	var due time.Time
-	limit = o.Timeout
-	if w.takesDrain && limit > 0 {
-		limit += o.Extra
-	}
-	if limit > 0 {
-		due = time.Now().Add(limit)
+	now := time.Now()
+	if limit = o.Timeout; limit > 0 {
+		due = now.Add(limit)
 	}
 	w.mu.Lock()
-	w.info.Told, w.info.ToldAt, w.due = true, time.Now(), due
+	w.info.Told, w.info.ToldAt, w.due, w.gets = true, now, due, progress{Moved: now}
+	if w.takesDrain {
+		w.gets.Extra = o.Extra
+	}
 	w.mu.Unlock()
 	if w.takesDrain {
 		var queue *os.File
@@ -437,6 +443,13 @@ func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
 		w.pool.log.Warn("stop signal cannot be sent", zap.Int("pid", w.proc.PID()), zap.Error(err))
 	}
 	return limit, nil
+}
+
+// mayGoOn is for how long a worker whose time to drain is over may go on, because it still gets on.
+func (w *worker) mayGoOn() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gets.more(w.due, time.Now())
 }
 
 // holding says what a draining worker still holds, as far as it told.

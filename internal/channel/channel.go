@@ -53,9 +53,10 @@ type Ready struct {
 
 // Status is what a draining worker says at most once a second.
 type Status struct {
-	InFlight    int `json:"in_flight"`   // requests being answered
-	Connections int `json:"connections"` // connections open
-	Handed      int `json:"handed"`      // connections given away so far
+	InFlight    int   `json:"in_flight"`   // requests being answered
+	Connections int   `json:"connections"` // connections open
+	Handed      int   `json:"handed"`      // connections given away so far
+	Bytes       int64 `json:"bytes"`       // moved over connections, either way, since the drain began
 }
 
 // Drain is the master's order to finish. If Handoff is set, its packet

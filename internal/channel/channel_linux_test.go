@@ -36,7 +36,7 @@ func ends(t *testing.T) (master, worker *Conn) {
 func TestConn_Messages(t *testing.T) {
 	for name, m := range map[string]Message{
 		"ready":  Ready{Version: Version, PID: 812, Drain: true, Handoff: true},
-		"status": Status{InFlight: 1, Connections: 2, Handed: 3},
+		"status": Status{InFlight: 1, Connections: 2, Handed: 3, Bytes: 4},
 		"drain":  Drain{Deadline: 30 * time.Second, Extra: time.Millisecond, Spread: 5 * time.Second, Handoff: true, Stop: true},
 		"zero":   Drain{},
 	} {
@@ -188,7 +188,7 @@ func TestNew_RefusesOtherFiles(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, m := range []Message{Ready{Version: 1, PID: 2}, Status{1, 2, 3}, Drain{Deadline: time.Second}} {
+	for _, m := range []Message{Ready{Version: 1, PID: 2}, Status{1, 2, 3, 4}, Drain{Deadline: time.Second}} {
 		p, _ := Encode(m)
 		f.Add(p)
 	}
