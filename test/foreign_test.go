@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -43,6 +44,12 @@ const server = http.createServer((req, res) => {
 });
 server.listen({fd: 3});
 process.on('SIGTERM', () => server.close(() => process.exit(0)));
+`
+	rack = `
+run ->(env) {
+  env['rack.input'].read if env['rack.input']
+  [200, {'content-type' => 'text/plain', 'x-gapless-generation' => ENV['GAPLESS_GENERATION']}, ['ok']]
+}
 `
 	wsgi = `
 import os
@@ -82,6 +89,12 @@ func foreign(t *testing.T, program string, o options) *server {
 	case "node":
 		writeFile(t, filepath.Join(s.dir, "server.js"), nodeServer)
 		o.command = []string{path, "server.js"}
+	case "puma":
+		port := strconv.Itoa(freePort(t))
+		s.addr = "127.0.0.1:" + port
+		o.flags = append(o.flags, "--listen", s.addr)
+		writeFile(t, filepath.Join(s.dir, "config.ru"), rack)
+		o.command = []string{path, "-q", "-e", "production", "-t", "4:4", "-b", "tcp://" + s.addr, "config.ru"}
 	case "gunicorn":
 		writeFile(t, filepath.Join(s.dir, "main.py"), wsgi)
 		o.command = []string{path, "main:app", "--log-level", "warning"}
@@ -93,7 +106,7 @@ func foreign(t *testing.T, program string, o options) *server {
 
 // New connections are never refused, and never reset before they were accepted, whatever the server.
 func TestForeign_NewConnectionsOverUpgrades(t *testing.T) {
-	for _, program := range []string{"uvicorn", "node", "gunicorn"} {
+	for _, program := range []string{"uvicorn", "node", "gunicorn", "puma"} {
 		t.Run(program, func(t *testing.T) {
 			s := foreign(t, program, options{flags: []string{"--accept", "steered"}})
 			streams := []load.Stream{

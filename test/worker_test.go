@@ -5,15 +5,13 @@ package test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +113,51 @@ func (v view) slot() string {
 	return ""
 }
 
+// O_NONBLOCK belongs to the socket and not to a descriptor of it: whoever clears it, clears it for all, and a server with
+// an event loop then blocks in accept(2). So it must be there at any moment, whatever gapless starts.
+func TestWorker_SocketsNeverBlock(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{flags: []string{"--before-start", "true"}})
+	stop := make(chan struct{})
+	var samples, cleared int
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, p := range s.those(func(p proc) bool { return p.Generation > 0 }) {
+				text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/3", p.PID))
+				for line := range strings.Lines(string(text)) {
+					flags, ok := strings.CutPrefix(line, "flags:")
+					n, parseErr := strconv.ParseInt(strings.TrimSpace(flags), 8, 64)
+					if err != nil || !ok || parseErr != nil {
+						continue
+					}
+					if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", p.PID)); !strings.HasPrefix(target, "socket:") {
+						continue // it has ended, or is still the process that becomes the worker
+					}
+					if samples++; n&unix.O_NONBLOCK == 0 {
+						cleared++
+					}
+				}
+			}
+		}
+	})
+	for g := 2; g <= 6; g++ {
+		s.upgrade(g)
+		s.settled(g, 2)
+	}
+	close(stop)
+	wg.Wait()
+	if cleared > 0 || samples < 50 {
+		t.Errorf("O_NONBLOCK was missing in %d of %d samples", cleared, samples)
+	}
+	s.stop()
+}
+
 // All addresses serve, over upgrades too.
 func TestListen_SeveralAddresses(t *testing.T) {
 	t.Parallel()
@@ -142,106 +185,6 @@ func TestListen_SeveralAddresses(t *testing.T) {
 		if _, err := tryGet(t, a, "/"); err == nil {
 			t.Errorf("%s still answers", a)
 		}
-	}
-}
-
-// releases makes two directories and a link to the first, as deploy tools do.
-func releases(t *testing.T) (current string, moveTo func(name string)) {
-	t.Helper()
-	dir := publicDir(t)
-	for _, r := range []string{"one", "two"} {
-		if err := os.Mkdir(filepath.Join(dir, r), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		script := "#!/bin/sh\nexport E2E_RELEASE=" + r + " " + roleVariable + "=shutdown\nexec " + built.self + "\n"
-		if err := os.WriteFile(filepath.Join(dir, r, "serve"), []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	current = filepath.Join(dir, "current")
-	moveTo = func(name string) {
-		replaceFile(t, current, func(path string) error { return os.Symlink(name, path) })
-	}
-	moveTo("one")
-	return current, moveTo
-}
-
-// A link that has moved is followed by an upgrade, and by nothing else.
-func TestChdir_IsFollowedByUpgradesAndPinnedForRestarts(t *testing.T) {
-	t.Parallel()
-	current, moveTo := releases(t)
-	s := start(t, options{flags: []string{"--chdir", current}, command: []string{"./serve"}})
-	demand := func(release string) {
-		t.Helper()
-		for range 6 {
-			if r := s.get("/"); !strings.Contains(r.body, "/"+release+" release "+release+"\n") {
-				t.Errorf("answer %q, want release %s", r.body, release)
-			}
-		}
-	}
-	demand("one")
-	moveTo("two")
-	for slot := range 2 {
-		s.restartWorker(1, slot)
-	}
-	demand("one")
-	s.upgrade(2)
-	s.settled(2, 2)
-	demand("two")
-	s.stop()
-}
-
-// restartWorker kills a worker and waits for the one that replaces it.
-func (s *server) restartWorker(generation, slot int) {
-	s.t.Helper()
-	old := s.worker(generation, slot)
-	kill(old.PID)
-	eventually(s.t, patience, fmt.Sprintf("worker %d is replaced", slot), func() bool {
-		return len(s.out.find(func(e event) bool {
-			return e.Msg == "Worker is ready" && e.Worker == slot && e.PID > 0 && e.PID != old.PID && len(s.those(func(p proc) bool { return p.PID == e.PID && p.Generation == generation })) > 0
-		})) > 0
-	})
-}
-
-// A program that was replaced on disk is taken by an upgrade, not by the restart of a worker: scripts and binaries.
-func TestCommand_IsPinnedUntilAnUpgrade(t *testing.T) {
-	for _, kind := range []string{"script", "binary"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			path := filepath.Join(publicDir(t), "serve")
-			put := func(release string) {
-				replaceFile(t, path, func(to string) error {
-					if kind == "script" {
-						text := "#!/bin/sh\nexport E2E_RELEASE=" + release + " " + roleVariable + "=shutdown\nexec " + built.self + "\n"
-						return os.WriteFile(to, []byte(text), 0o755)
-					}
-					if release == "one" {
-						return os.Link(built.self, to)
-					}
-					return os.Link(built.gapless, to) // without its arguments it serves nothing
-				})
-			}
-			put("one")
-			s := start(t, options{command: []string{path}, env: []string{roleVariable + "=shutdown"}})
-			put("two")
-			s.restartWorker(1, 0)
-			s.restartWorker(1, 1)
-			for range 6 {
-				if r := s.get("/").generation(1); kind == "script" && !strings.Contains(r.body, "release one") {
-					t.Errorf("answer %q", r.body)
-				}
-			}
-			if kind == "script" {
-				s.upgrade(2)
-				s.settled(2, 2)
-				if r := s.get("/").generation(2); !strings.Contains(r.body, "release two") {
-					t.Errorf("answer %q", r.body)
-				}
-			} else {
-				s.refused(2)
-			}
-			s.stop()
-		})
 	}
 }
 
@@ -366,62 +309,4 @@ func TestOutput_IsNeverLost(t *testing.T) {
 	s.settled(2, 2)
 	s.stop()
 	s.demandLines(3000, 2)
-}
-
-// The PID file names the parent, for as long as it lives.
-func TestPIDFile(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(publicDir(t), "gapless.pid")
-	writeTo(t, path, "1\n") // stale, though the PID it names lives
-	s := start(t, options{flags: []string{"--pid-file", path}})
-	named := func() string { b, _ := os.ReadFile(path); return strings.TrimSpace(string(b)) }
-	if named() != fmt.Sprint(s.pid()) {
-		t.Errorf("the file says %q, the parent is %d", named(), s.pid())
-	}
-	s.upgrade(2)
-	if named() != fmt.Sprint(s.pid()) {
-		t.Errorf("after an upgrade the file says %q", named())
-	}
-	second := exec.CommandContext(t.Context(), s.bin, "run", "--port", fmt.Sprint(freePort(t)), "--pid-file", path)
-	out, err := second.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), fmt.Sprint(s.pid())) || strings.Count(string(out), "\n") != 1 {
-		t.Errorf("a second one: %v, %q", err, out)
-	}
-	if named() != fmt.Sprint(s.pid()) {
-		t.Errorf("after a second one tried, the file says %q", named())
-	}
-	s.stop()
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the file is left: %v", err)
-	}
-}
-
-// A file that a killed parent has left is no hindrance.
-func TestPIDFile_OfAKilledParent(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(publicDir(t), "gapless.pid")
-	s := start(t, options{flags: []string{"--pid-file", path}})
-	s.signal(syscall.SIGKILL)
-	<-s.exited
-	eventually(t, patience, "masters and workers of a killed parent end by themselves", func() bool { return len(leftovers(s.mark)) == 0 })
-	s = start(t, options{flags: []string{"--pid-file", path}})
-	s.stop()
-}
-
-// A killed parent leaves nothing behind that serves on without control, and what is in flight is finished.
-func TestKill_Parent(t *testing.T) {
-	t.Parallel()
-	s := start(t, options{})
-	s.upgrade(2)
-	slow := s.ask("/slow?ms=600")
-	s.inFlight(slow)
-	s.signal(syscall.SIGKILL)
-	<-s.exited
-	slow.answer(t)
-	eventually(t, patience, "all of it has ended", func() bool { return len(leftovers(s.mark)) == 0 })
-	if c, err := net.DialTimeout("tcp", s.addr, time.Second); err == nil {
-		c.Close()
-		t.Error("somebody still listens")
-	}
 }
