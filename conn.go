@@ -40,6 +40,10 @@ type conn struct {
 	kicked  bool      // the read deadline in force is a kick, not rd
 	gone    bool      // handed off or ended between two requests
 	closed  bool
+
+	// Of look; guarded by the process's mutex.
+	seen   int64
+	looked bool
 }
 
 // page is as long as what net/http reads at a time, so it holds what is left of
@@ -79,6 +83,9 @@ func newConn(srv *server, nc net.Conn, tls bool) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := nc.(*net.TCPConn); !ok {
+		nc = &counted{Conn: nc}
+	}
 	c := &conn{Conn: nc, rc: rc, srv: srv, tls: tls, first: true, idle: true}
 	c.cond.L = &c.mu
 	return c, nil
@@ -94,7 +101,12 @@ func (c *conn) asNetConn() net.Conn {
 
 // NetConn is the connection beneath, for a program that hijacked it and needs
 // its very type. What was read ahead is not there but here.
-func (c *conn) NetConn() net.Conn { return c.Conn }
+func (c *conn) NetConn() net.Conn {
+	if n, ok := c.Conn.(*counted); ok {
+		return n.Conn
+	}
+	return c.Conn
+}
 
 // CloseWrite lets net/http end its side and still read, as it does after
 // requests that it refused.

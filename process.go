@@ -242,6 +242,7 @@ func (p *process) sendStatus() {
 		st.InFlight += int(s.inFlight.Load())
 		st.Connections += s.count()
 		st.Handed += int(s.handed.Load())
+		st.Bytes += s.look()
 	}
 	_ = p.channel.Send(st, nil)
 }

@@ -41,6 +41,8 @@ type server struct {
 	full     atomic.Bool // sending failed and may succeed later
 	broken   atomic.Bool // sending failed and will not succeed
 
+	moved int64 // see look; guarded by the process's mutex
+
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
 	pages   sync.Pool     // of *page

@@ -1,0 +1,62 @@
+package gapless
+
+import (
+	"errors"
+	"net"
+	"sync/atomic"
+)
+
+// What a draining worker tells its manager of the bytes that it moves, by
+// which that tells a drain that gets on from one that stands still. For TCP
+// the kernel counts, so that serving costs nothing more, a file that is sent
+// by a single system call gets on as well, and bytes that no client takes do
+// not count.
+
+// counted counts what passes through a connection for which the kernel does
+// not.
+type counted struct {
+	net.Conn
+	n atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite is that of the connection beneath.
+func (c *counted) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// total is how many bytes have passed through c, both ways together.
+func (c *conn) total() int64 {
+	if n, ok := c.Conn.(*counted); ok {
+		return n.n.Load()
+	}
+	return tcpBytes(c.rc)
+}
+
+// look adds up what has moved since the last look. What connections have moved
+// that ended in between is not known, which does no harm: with them gone the
+// drain has got on. The process's mutex is held.
+func (s *server) look() int64 {
+	for _, c := range s.snapshot() {
+		n := c.total()
+		if c.looked {
+			s.moved += max(0, n-c.seen)
+		}
+		c.looked, c.seen = true, n
+	}
+	return s.moved
+}
