@@ -121,7 +121,8 @@ func (s *server) run(o options) {
 	if o.dir == "" {
 		s.cmd.Dir = s.dir
 	}
-	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions), o.env...)
+	// The control socket goes where no other run's is.
+	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "XDG_RUNTIME_DIR="+s.dir), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
