@@ -121,8 +121,12 @@ func (s *server) run(o options) {
 	if o.dir == "" {
 		s.cmd.Dir = s.dir
 	}
+	runtimeDir := filepath.Join(s.dir, "run")
+	if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	// The control socket goes where no other run's is.
-	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "XDG_RUNTIME_DIR="+s.dir), o.env...)
+	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "XDG_RUNTIME_DIR="+runtimeDir), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
