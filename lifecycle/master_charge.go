@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -145,9 +144,6 @@ func (m *master) aborted(err error) {
 	m.lent.names = nil
 	m.lent.Unlock()
 	m.gate.returnLanes(names)
-	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, so that they would stay
-	// until some collection of garbage, which an idle master has no other reason for.
-	runtime.GC()
 	if err := m.state.to(Serving); err != nil {
 		m.log.Error("after an aborted upgrade", zap.Error(err))
 	}

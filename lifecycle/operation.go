@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -201,6 +202,10 @@ func (m *master) ended(ctx context.Context, err error) {
 	for _, seq := range op.answer {
 		m.link.answer(seq, result)
 	}
+	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, and a reload drops the
+	// release before: their descriptors would stay until some collection of garbage, for which an idle master has no
+	// other reason.
+	runtime.GC()
 	m.proceed(ctx)
 }
 

@@ -33,6 +33,9 @@ type slot struct {
 
 	lastDeath string
 	lastLines []string
+
+	// hurry ends the wait before the next restart: something has changed that may mend it. Buffered.
+	hurry chan struct{}
 }
 
 // Errors of replacing.
@@ -56,7 +59,7 @@ func (p *Pool) grow(ctx context.Context, first, n int) ([]*slot, error) {
 	var slots []*slot
 	for i := first; i < n; i++ {
 		p.mu.Lock()
-		s := &slot{n: i, recipe: p.recipe, tended: true}
+		s := &slot{n: i, recipe: p.recipe, tended: true, hurry: make(chan struct{}, 1)}
 		p.slots = append(p.slots, s)
 		p.mu.Unlock()
 		slots = append(slots, s)
@@ -190,7 +193,7 @@ func (p *Pool) restart(s *slot, lived time.Duration) {
 		s.restarts++
 		failures, leaving := s.failures, s.leaving
 		p.mu.Unlock()
-		if leaving || !p.pause(backoff(failures, p.cfg.Random())) {
+		if leaving || !p.pause(backoff(failures, p.cfg.Random()), s.hurry) {
 			p.untend(s, false)
 			return
 		}
@@ -265,6 +268,48 @@ func (p *Pool) replace(s *slot, recipe *Recipe, o Order) error {
 	return err
 }
 
+// renewPoll is how often a reload looks at a slot that somebody else tends.
+const renewPoll = 10 * time.Millisecond
+
+// renew replaces a slot's worker by one of a new recipe. A slot that is being restarted, perhaps for the tenth time because
+// of what the reload mends, is given the recipe, and is done when its worker is ready, or has failed with it.
+func (p *Pool) renew(ctx context.Context, s *slot, r Recipe, o Order) error {
+	tick := time.NewTicker(renewPoll)
+	defer tick.Stop()
+	restarts := -1
+	for {
+		if restarts < 0 {
+			if err := p.replace(s, &r, o); !errors.Is(err, ErrSlotBusy) {
+				return err
+			}
+		}
+		p.mu.Lock()
+		gone := s.leaving || p.stopped
+		if !gone && restarts < 0 && s.current == nil && s.next == nil { // in the wait between two restarts
+			s.recipe, s.failures, restarts = r, 0, s.restarts
+			select {
+			case s.hurry <- struct{}{}:
+			default:
+			}
+		}
+		current, tries, death := s.current, s.restarts, s.lastDeath
+		p.mu.Unlock()
+		switch {
+		case gone:
+			return nil
+		case restarts >= 0 && current != nil && current.snapshot().Revision == r.Revision && isClosed(current.ready):
+			return nil
+		case restarts >= 0 && tries > restarts+1:
+			return fmt.Errorf("worker %d: %w: %s", s.n, ErrNotReady, death)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // Reload replaces all workers by ones of a new recipe, slot by slot, at most surge at a time. It stops at the first that
 // fails: what has been replaced stays, and so does the rest.
 func (p *Pool) Reload(ctx context.Context, r Recipe, surge int, o Order) error {
@@ -290,7 +335,7 @@ func (p *Pool) Reload(ctx context.Context, r Recipe, surge int, o Order) error {
 		}
 		pending++
 		p.wg.Go(func() {
-			failed <- p.replace(s, &r, o)
+			failed <- p.renew(ctx, s, r, o)
 			<-room
 		})
 	}
@@ -347,8 +392,14 @@ func (p *Pool) ReloadAll(ctx context.Context, r Recipe, retire func() error, o O
 		}
 	}()
 	for _, s := range slots {
-		if !p.tend(s) {
-			return fmt.Errorf("worker %d: %w", s.n, ErrSlotBusy)
+		for !p.tend(s) {
+			select {
+			case <-time.After(renewPoll):
+			case <-p.stopC:
+				return ErrFrozen
+			case <-ctx.Done():
+				return fmt.Errorf("worker %d: %w", s.n, ErrSlotBusy)
+			}
 		}
 		claimed = append(claimed, s)
 		p.mu.Lock()
@@ -446,12 +497,13 @@ func (p *Pool) Slots() []SlotInfo {
 	return infos
 }
 
-// pause waits for d, and while the pool is frozen; false: the pool has stopped.
-func (p *Pool) pause(d time.Duration) bool {
+// pause waits for d, or less if hurry says so, and while the pool is frozen; false: the pool has stopped.
+func (p *Pool) pause(d time.Duration, hurry <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-hurry:
 	case <-p.stopC:
 		return false
 	}

@@ -476,8 +476,8 @@ func (w *worker) exited(order *Order) {
 	}
 	w.to(Exited, status.String())
 	w.pool.cfg.Gate.Release(w.snapshot(), info.State)
+	w.close() // from here on nobody records it; and whoever waits for the last worker finds nothing left open
 	w.pool.exited(w, info.State, status)
-	w.close()
 }
 
 // leaveNobody ends what the process left behind in its group. A leader that was asked to drain may have been a wrapper
