@@ -14,7 +14,6 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -272,26 +271,5 @@ func TestServe_ReturnsWhenTheProgramShutsDown(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("Serve has not returned")
-	}
-}
-
-func TestTickets(t *testing.T) {
-	key := strings.Repeat("A", 43) + "="
-	for _, tc := range []struct {
-		name, text string
-		keys       int
-	}{
-		{"two", `["` + key + `","` + key + `"]`, 2},
-		{"none", `[]`, 0},
-		{"short", `["QUJD"]`, 0},
-		{"not base64", `["` + strings.Repeat("!", 44) + `"]`, 0},
-		{"not a list", `{}`, 0},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			keys, err := parseTickets([]byte(tc.text))
-			if len(keys) != tc.keys || (err == nil) != (tc.keys > 0) {
-				t.Errorf("got %d keys, %v", len(keys), err)
-			}
-		})
 	}
 }

@@ -21,7 +21,9 @@ type process struct {
 	envErr  error // wrong variables or descriptors: every Serve and Listen returns it
 	channel *channel.Conn
 	queue   *handoff.Receiver
-	tickets [][32]byte
+	tickets *tickets // nil: there are none
+
+	ticketsOnce sync.Once // begins to look for rotated keys
 
 	draining chan struct{} // closed when draining begins; order is set before
 	order    order
@@ -83,7 +85,7 @@ func newProcess(pid int, get func(string) (string, bool), unset func(string) err
 		}
 	}
 	if p.env.tickets >= 0 {
-		if p.tickets, err = readTickets(inheritedFile(p.env.tickets, envTickets)); err != nil {
+		if p.tickets, err = openTickets(inheritedFile(p.env.tickets, envTickets)); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", envTickets, err))
 		}
 	}
@@ -133,6 +135,9 @@ func (p *process) end() {
 	}
 	if p.order.queue != nil {
 		_ = p.order.queue.Close()
+	}
+	if p.tickets != nil {
+		_ = p.tickets.f.Close()
 	}
 }
 

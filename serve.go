@@ -24,7 +24,14 @@ var ErrDraining = errors.New("gapless: the process is draining")
 // address is srv.Addr, else those of the first name that nobody took. Programs
 // that call Serve more than once should name each.
 //
-// It speaks TLS if srv.TLSConfig has a certificate or a way to get one.
+// It speaks TLS if srv.TLSConfig has a certificate or a way to get one. With a
+// manager all workers of all generations share the keys of session tickets,
+// so that clients resume with any of them. They take the place of keys that
+// the program has set and are rotated each day; a program that needs keys of
+// its own sets WrapSession and UnwrapSession. Configurations that
+// GetConfigForClient returns use the shared keys as they were when Serve
+// began, unless keys were set on them; copies of srv.TLSConfig that are made
+// after Serve has begun follow each rotation.
 //
 // The server's Handler, ConnState, ConnContext, BaseContext and ErrorLog stay
 // in force; Serve adds its own around them, so srv must not be used again. Do
@@ -100,9 +107,9 @@ func (p *process) serve(srv *http.Server) error {
 	fallback := ":http"
 	if secure {
 		fallback = ":https"
-		if len(p.tickets) > 0 {
-			srv.TLSConfig = srv.TLSConfig.Clone()
-			srv.TLSConfig.SetSessionTicketKeys(p.tickets)
+		if t := p.tickets; t != nil {
+			srv.TLSConfig = t.join(srv.TLSConfig)
+			p.ticketsOnce.Do(func() { p.loops.Go(func() { t.run(p.ctx) }) })
 		}
 	}
 	ls, err := p.pick(srv.Addr, fallback)

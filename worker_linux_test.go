@@ -157,7 +157,11 @@ func TestWorker_EmptiesItsQueueBeforeItStops(t *testing.T) {
 	if err := master.Send(channel.Drain{Deadline: 30 * time.Second}, nil); err != nil {
 		t.Fatal(err)
 	}
-	<-p.draining
+	until(t, "the server drains", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.servers[0].mode.Load() != modeServing
+	})
 	for i, c := range clients {
 		if _, err := io.WriteString(c, get); err != nil {
 			t.Fatal(err)
