@@ -69,6 +69,7 @@ func TestPool_ExtraTimeIsForWorkersThatGetOn(t *testing.T) {
 			w := newWorld(t)
 			heard, files := talker(t, w)
 			m := w.newMaster(1, nil)
+			before := m
 			if err := m.Start(t.Context(), 1); err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +86,7 @@ func TestPool_ExtraTimeIsForWorkersThatGetOn(t *testing.T) {
 					t.Fatal(err)
 				}
 				m.leave()
-				defer m.end()
+				before = m
 				m = w.newMaster(2, nil)
 				m.Adopt(travel(t, records))
 			}
@@ -108,6 +109,7 @@ func TestPool_ExtraTimeIsForWorkersThatGetOn(t *testing.T) {
 				t.Errorf("killed after %v, want between %v and %v", killed, tc.least, tc.most)
 			}
 			m.end()
+			before.end() // both masters see it end, and let go of it each in its time
 			w.verify()
 		})
 	}
