@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,8 @@ import (
 const (
 	linkFile     = "link"
 	linkVariable = "GAPLESS_LINK_FD"
+	// ackedKept is how many numbers of what has been acted on are remembered: more than can be unheard at a time.
+	ackedKept = 256
 	// linkPatience bounds a send.
 	linkPatience = time.Second
 )
@@ -56,6 +59,7 @@ type masterLink struct {
 	sending sync.Mutex
 
 	mu     sync.Mutex
+	acked  []uint64      // by this master and those before it, the latest last; the parent may not have heard yet
 	paused chan struct{} // non-nil while frozen; closed to go on
 	seen   map[uint64]bool
 }
@@ -91,6 +95,9 @@ func (l *masterLink) run(ctx context.Context) error {
 			close(l.gone)
 			<-ctx.Done()
 			return ctx.Err()
+		case l.known(m):
+			l.send(linkMessage{Seq: m.Seq, Ack: true}) // the first one came too late
+			continue
 		case l.seen[m.Seq]:
 			continue // the parent repeats what no master acknowledged, also what nobody had read yet
 		}
@@ -126,10 +133,36 @@ func (l *masterLink) resume() {
 }
 
 // ack tells the parent that a signal has been acted on.
-func (l *masterLink) ack(m linkMessage) { l.send(linkMessage{Seq: m.Seq, Ack: true}) }
+func (l *masterLink) ack(m linkMessage) {
+	l.remember(m.Seq)
+	l.send(linkMessage{Seq: m.Seq, Ack: true})
+}
+
+// remember notes what has been acted on, and by recall the next master learns it: the parent repeats to it what it has not
+// heard to be acted on, and that must not happen twice.
+func (l *masterLink) remember(seqs ...uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acked = append(l.acked, seqs...)
+	l.acked = slices.Clone(l.acked[max(0, len(l.acked)-ackedKept):])
+}
+
+func (l *masterLink) recall() []uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.acked)
+}
+
+// known tells whether a message needs no acting on any more.
+func (l *masterLink) known(m linkMessage) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(l.acked, m.Seq)
+}
 
 // answer tells it what came of a command.
 func (l *masterLink) answer(seq uint64, r control.Result) {
+	l.remember(seq)
 	l.send(linkMessage{Seq: seq, Ack: true, Result: &r})
 }
 

@@ -216,7 +216,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = add(parcelMaster, legacy{Next: m.next, Answer: m.op.answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
+	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: m.op.answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

@@ -192,6 +192,7 @@ const (
 // legacy is the parcel of the master itself.
 type legacy struct {
 	Next   int       `json:"next"`             // the number of the next generation
+	Acked  []uint64  `json:"acked,omitempty"`  // what has been acted on
 	Answer []uint64  `json:"answer,omitempty"` // the commands that wait for the upgrade's outcome
 	Began  time.Time `json:"began"`            // the upgrade
 	Facts  []facts   `json:"facts"`            // of the generations that still have workers
@@ -271,6 +272,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.inv = inv
 	m.next = max(m.next, in.legacy.Next)
 	m.charge(in.legacy.Facts)
+	m.link.remember(in.legacy.Acked...)
 	var old []workerpool.Info
 	for i := range in.workers {
 		old = append(old, in.workers[i].Info)
