@@ -92,8 +92,10 @@ func eventText(e control.Event) (text string, counts bool) {
 	b.WriteString(phaseText(e))
 	counts = e.Total > 0
 	switch {
-	case e.State == "done" || e.State == "aborted":
-		return e.Kind + " " + e.State, false // how long and why is in the answer
+	case e.State == "done": // that is the answer
+		return "", false
+	case e.State == "aborted":
+		return e.Kind + " aborted", false // why is in the error that follows
 	case counts && e.State == "drain":
 		fmt.Fprintf(&b, ", %d left", e.Total-e.Ready)
 	case counts:

@@ -296,7 +296,7 @@ func TestServer_GarbageOnTheWire(t *testing.T) {
 }
 
 func TestServer_ASlowReaderHoldsNobodyUp(t *testing.T) {
-	many := make([]control.Event, 100_000)
+	many := make([]control.Event, 50_000)
 	for i := range many {
 		many[i] = control.Event{Kind: control.KindLog, Text: "something happened"}
 	}
