@@ -334,6 +334,19 @@ func (m *master) leave() {
 	m.k.gone = true
 }
 
+// Thaw mutes the readers that it starts again, as mute does the first ones: a freeze may have undone that.
+func (m *master) Thaw() {
+	m.Pool.Thaw()
+	if !m.k.w.bubble {
+		return
+	}
+	for _, w := range m.all(nil) {
+		if w.notify != nil {
+			_ = w.notify.SetReadDeadline(longAgo)
+		}
+	}
+}
+
 // end kills what is left and waits for all goroutines.
 func (m *master) end() {
 	m.Kill("the test is over")
