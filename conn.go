@@ -223,6 +223,7 @@ func (c *conn) readKernel(p []byte) (int, error) {
 		c.mu.Unlock()
 		defer c.mu.Lock()
 		return c.Conn.Read(p)
+	case phHead, phAfter, phChunk:
 	}
 	n, err := c.wait(p)
 	if n == 0 {

@@ -131,6 +131,7 @@ func (s *server) kickAll() (h1, h2 int) {
 			h1++
 		case kindHTTP2:
 			h2++
+		case kindHijacked:
 		}
 		if mode != modeClosing {
 			c.kick()

@@ -81,10 +81,8 @@ func TestPick(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := noEnv(t)
-			for _, l := range []*inherited{{Listener: web, name: "web"}, {Listener: web2, name: "web"},
-				{Listener: admin, name: "admin"}, {Listener: sock, name: "sock"}} {
-				p.listeners = append(p.listeners, l)
-			}
+			p.listeners = append(p.listeners, &inherited{Listener: web, name: "web"}, &inherited{Listener: web2, name: "web"},
+				&inherited{Listener: admin, name: "admin"}, &inherited{Listener: sock, name: "sock"})
 			got, err := p.pick(tc.addr, "")
 			if (err == nil) != (tc.want != nil) {
 				t.Fatalf("error %v", err)

@@ -48,7 +48,7 @@ func (c *conn) tryRead(p []byte) (int, error) {
 	cerr := c.rc.Read(func(fd uintptr) bool {
 		for {
 			n, err = syscall.Read(int(fd), p)
-			if err != syscall.EINTR {
+			if !errors.Is(err, syscall.EINTR) {
 				return true
 			}
 		}
@@ -58,7 +58,7 @@ func (c *conn) tryRead(p []byte) (int, error) {
 		return 0, nil
 	case cerr != nil:
 		return 0, cerr
-	case err == syscall.EAGAIN:
+	case errors.Is(err, syscall.EAGAIN):
 		return 0, nil
 	case err != nil:
 		return 0, &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", err)}

@@ -1,6 +1,7 @@
 package gapless
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -79,7 +80,7 @@ func TestServe_DrainAnswersIdleConnectionsOnceMore(t *testing.T) {
 	if got := ask(); !strings.Contains(got, "Connection: close") || !strings.HasSuffix(got, "hi") {
 		t.Fatalf("draining: %s", got)
 	}
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("after: %v", err)
 	}
 	await(t, done)

@@ -2,6 +2,7 @@ package gapless
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -198,7 +199,7 @@ func TestWorker_ConnectionsOfOtherListenersAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.Close()
-	if n, err := client.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("got %d bytes, %v", n, err)
 	}
 	p.orderStop()

@@ -75,12 +75,12 @@ func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Lau
 	var missing error
 	for i, arg := range l.release.argv {
 		argv[i] = placeholder.ReplaceAllStringFunc(arg, func(p string) string {
-			switch name := p[1 : len(p)-1]; {
-			case name == "worker":
+			switch name := p[1 : len(p)-1]; name {
+			case "worker":
 				return strconv.Itoa(slot)
-			case name == "generation":
+			case "generation":
 				return strconv.Itoa(l.generation)
-			case name == "fd":
+			case "fd":
 				return strconv.Itoa(execstep.FirstFD)
 			default:
 				name = strings.TrimPrefix(name, "fd:")

@@ -22,10 +22,9 @@ const memoryEvery = time.Second
 
 // limits is what keepLimits remembers.
 type limits struct {
-	lanes     map[string]laneQueue
-	memoryAt  time.Time
-	lastLook  time.Time
-	replacing bool
+	lanes    map[string]laneQueue
+	memoryAt time.Time
+	lastLook time.Time
 
 	mu  sync.Mutex
 	bad string // why the release looks bad; "" if it does not

@@ -25,8 +25,7 @@ import (
 
 // Errors with which a master ends.
 var (
-	errHandedOver = fmt.Errorf("the next master is in charge: %w", errDone)
-	errStopped    = fmt.Errorf("stopped: %w", errDone)
+	errStopped = fmt.Errorf("stopped: %w", errDone)
 )
 
 // master owns one generation of workers, and, while it is in charge, the lanes and what drains of earlier generations.

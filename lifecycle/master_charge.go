@@ -44,7 +44,7 @@ func (m *master) govern(ctx context.Context) error {
 				// The new master waits for our end, and the process has nothing left to say: what this pool's
 				// goroutines still hold belongs to the next master now.
 				_ = m.log.Sync()
-				os.Exit(0)
+				os.Exit(0) //nolint:forbidigo // see above
 			}
 			if err == nil && m.op.kind == control.KindReload {
 				m.revision++

@@ -31,7 +31,6 @@ type controller struct {
 	heard map[int]func(control.Event)
 	next  int
 	last  *control.LastUpgrade
-	gone  bool // the parent has ended
 }
 
 // call is a command that waits for its outcome.

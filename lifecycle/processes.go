@@ -47,7 +47,9 @@ func endGeneration(pid int) {
 
 // endSession ends all processes of a session and waits for their end.
 func endSession(session int) {
-	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); <-tick.C {
 		_, _ = procfs.SignalSession(session, syscall.SIGKILL)
 		members, err := procfs.SessionMembers(session)
 		living := 0

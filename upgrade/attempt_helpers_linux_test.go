@@ -28,7 +28,6 @@ type fakeHandover struct {
 	kill       func()
 	parentGone chan struct{} // the master in charge has exited
 	childGone  chan struct{}
-	waiting    sync.WaitGroup
 }
 
 func newFakeHandover(t *testing.T, child func(c *newMaster)) *fakeHandover {
@@ -170,7 +169,7 @@ func newTransaction(t *testing.T, child func(c *newMaster)) *transaction {
 }
 
 // run performs the attempt, and lets the master in charge exit if it succeeds. It fails the test when descriptors leak.
-func (tr *transaction) run(t *testing.T, ctx context.Context) error { //nolint:revive // t comes first in tests
+func (tr *transaction) run(t *testing.T, ctx context.Context) error {
 	t.Helper()
 	err := tr.Run(ctx)
 	if err == nil {

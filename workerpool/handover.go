@@ -64,9 +64,8 @@ func (p *Pool) Freeze() ([]Record, error) {
 		p.frozen, p.thawed = true, make(chan struct{})
 	}
 	p.mu.Unlock()
-	p.spawning.Lock() // waits for starts that began before
-	//lint:ignore SA2001 the lock is a barrier
-	p.spawning.Unlock()
+	p.spawning.Lock()   // waits for starts that began before
+	p.spawning.Unlock() //nolint:staticcheck // the lock is a barrier
 
 	var records []Record
 	for _, w := range p.all(nil) {

@@ -94,10 +94,10 @@ func TestPool_BacksOffWhenAStableWorkerCannotBeStartedAgain(t *testing.T) {
 		}
 		w.awaitEntry("spawn", 0, 1)
 		last := w.awaitEntry("exit", 0, 0).at
-		for n, want := range []time.Duration{0, 100, 200, 400, 800, 1600, 3200} {
+		for n, want := range []int{0, 100, 200, 400, 800, 1600, 3200} {
 			e := w.awaitEntry("attempt", 0, n+1)
-			if got := e.at.Sub(last); got != want*time.Millisecond {
-				t.Errorf("attempt %d came after %v, want %v", n+1, got, want*time.Millisecond)
+			if got := e.at.Sub(last); got != time.Duration(want)*time.Millisecond {
+				t.Errorf("attempt %d came after %v, want %v", n+1, got, time.Duration(want)*time.Millisecond)
 			}
 			last = e.at
 		}

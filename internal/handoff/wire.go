@@ -17,8 +17,9 @@ const (
 	version = 1
 	header  = 8
 
-	// MaxName and MaxPending bound the two variable parts of a packet, in bytes.
-	MaxName    = 255
+	// MaxName bounds the listener's name in a packet, in bytes.
+	MaxName = 255
+	// MaxPending bounds its pending bytes.
 	MaxPending = 64 << 10
 	maxPacket  = header + MaxName + MaxPending
 )

@@ -94,7 +94,7 @@ func TestRun_LatencyCountsFromTheIntendedTime(t *testing.T) {
 				wg.Go(func() {
 					(&badServer{decide: func(_, request int) action {
 						if request == 20 {
-							once.Do(func() { time.Sleep(time.Second) }) // the bubble's clock
+							once.Do(func() { time.Sleep(time.Second) }) //nolint:forbidigo // the bubble's clock
 						}
 						return serve
 					}}).conn(server, 0)
@@ -143,7 +143,7 @@ func TestRun_StopWaitsForWhatIsInFlight(t *testing.T) {
 				client, server := net.Pipe()
 				wg.Go(func() {
 					(&badServer{decide: func(_, request int) action {
-						time.Sleep(10 * time.Second)
+						time.Sleep(10 * time.Second) //nolint:forbidigo // the bubble's clock
 						return serve
 					}}).conn(server, 0)
 				})

@@ -138,7 +138,7 @@ var errUnsolicited = errors.New("the server sent what nobody had asked for")
 // readResponse reads one final response whose first byte is there.
 func readResponse(br *bufio.Reader, method string) outcome {
 	for {
-		resp, err := http.ReadResponse(br, &http.Request{Method: method})
+		resp, err := http.ReadResponse(br, &http.Request{Method: method}) //nolint:bodyclose // it reads from br, and is read to its end below
 		if err != nil {
 			return failure(time.Now(), fmt.Errorf("read the head: %w", noEOF(err)), true)
 		}

@@ -83,6 +83,7 @@ func (s *slot) run(ctx context.Context) {
 			return
 		}
 		switch s.await(ctx, intended) {
+		case onTime:
 		case stopped:
 			return
 		case ended:

@@ -290,7 +290,7 @@ func (p *Process) exitInfo() (Status, error) {
 	if infoErr != nil && !errors.Is(infoErr, unix.ESRCH) {
 		return Status{}, infoErr
 	}
-	if infoErr != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
+	if errors.Is(infoErr, unix.ESRCH) || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
 		return Status{}, nil
 	}
 	return FromWaitStatus(syscall.WaitStatus(info.Exit_code)), nil

@@ -257,7 +257,7 @@ func TestProber_ToleratesForASecond(t *testing.T) {
 			{"gone", 0, os.ErrProcessDone, os.ErrProcessDone},
 		}
 		for _, s := range steps {
-			time.Sleep(s.wait) // the bubble's clock
+			time.Sleep(s.wait) //nolint:forbidigo // the bubble's clock
 			if got := p.tolerate(7, s.in); !errors.Is(got, s.want) {
 				t.Errorf("%s: got %v, want %v", s.name, got, s.want)
 			}
