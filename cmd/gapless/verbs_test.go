@@ -116,13 +116,21 @@ func startParent(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
+// checkCalls waits for what is wanted: with --no-wait a verb ends before the parent has begun.
 func checkCalls(ts *testscript.TestScript, _ bool, want []string) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	var got []string
-	for _, f := range *ts.Value(fakesKey{}).(*[]*controltest.Fake) {
-		got = append(got, f.TakeCalls()...)
-	}
-	if !slices.Equal(got, want) {
-		ts.Fatalf("the parent was asked for %q, want %q", got, want)
+	for end := time.Now().Add(10 * time.Second); ; <-tick.C {
+		for _, f := range *ts.Value(fakesKey{}).(*[]*controltest.Fake) {
+			got = append(got, f.TakeCalls()...)
+		}
+		if slices.Equal(got, want) {
+			return
+		}
+		if len(got) >= len(want) || time.Now().After(end) {
+			ts.Fatalf("the parent was asked for %q, want %q", got, want)
+		}
 	}
 }
 
