@@ -40,6 +40,11 @@ var roles = map[string]func() int{
 	"notifies":            notifies,
 	"all-listeners":       allListeners,
 	"environment":         environment,
+	"journal":             journal,
+	"watchdog":            watchdogSender,
+	"leaks":               leaks,
+	"reopens":             reopens,
+	"prints":              prints,
 }
 
 func play(name string) int {
