@@ -244,9 +244,6 @@ func (a *Attempt) commit() error {
 	if err != nil {
 		return fmt.Errorf("freeze generation: %w", err)
 	}
-	if err := a.conn.SetWriteDeadline(time.Now().Add(commitTimeout)); err != nil {
-		return err
-	}
 	for _, p := range parcels {
 		if err := send(a.conn, wire{Kind: kindParcel, Parcel: p.Kind, Data: p.Data, files: p.Files}); err != nil {
 			return err

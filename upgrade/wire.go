@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"gapless/internal/packet"
 )
@@ -55,8 +56,14 @@ type failure struct {
 	Tail   []string `json:"tail,omitempty"`
 }
 
+// sendPatience bounds a send to a master that does not read.
+const sendPatience = 5 * time.Second
+
 // send writes one packet. The files stay the caller's.
 func send(c *packet.Conn, w wire) error {
+	if err := c.SetWriteDeadline(time.Now().Add(sendPatience)); err != nil {
+		return fmt.Errorf("successor channel: send %s: %w", w.Kind, err)
+	}
 	if err := c.Send(w, w.files...); err != nil {
 		return fmt.Errorf("successor channel: send %s: %w", w.Kind, err)
 	}
