@@ -1,0 +1,68 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// docs/cli.md is a contract: every flag of run stands in it, in a row of the table, with its default.
+func TestDocs_HoldEveryFlagOfRun(t *testing.T) {
+	text, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c cli
+	parser, err := newParser(&c, os.Stdout, os.Stderr, func(int) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var run *kong.Node
+	for _, n := range parser.Model.Children {
+		if n.Name == "run" {
+			run = n
+		}
+	}
+	if run == nil {
+		t.Fatal("there is no verb run")
+	}
+	for _, f := range run.Flags {
+		if f.Name == "help" {
+			continue
+		}
+		name, row := "--"+f.Name, ""
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "| `") && (strings.Contains(line, "`"+name+" ") || strings.Contains(line, "`"+name+"`")) {
+				row = line
+				break
+			}
+		}
+		if row == "" {
+			t.Errorf("%s has no row in docs/cli.md", name)
+			continue
+		}
+		if cell := strings.TrimSpace(strings.Split(row, "|")[2]); f.Default != "" && cell != f.Default {
+			t.Errorf("%s: its default is %q, and docs/cli.md says %q", name, f.Default, cell)
+		}
+	}
+}
+
+// Each verb that help shows stands in docs/cli.md.
+func TestDocs_HoldEveryVerb(t *testing.T) {
+	text, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c cli
+	parser, err := newParser(&c, os.Stdout, os.Stderr, func(int) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range parser.Model.Children {
+		if !strings.Contains(string(text), "`gapless "+n.Name) {
+			t.Errorf("gapless %s does not stand in docs/cli.md", n.Name)
+		}
+	}
+}
