@@ -7,7 +7,7 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULN     = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test soak bench check lint vet tidy fuzz test-deps clean
+.PHONY: help build run test soak bench check lint vet tidy fuzz test-deps bench-deps clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ test-deps: ## Install the servers that the tests run as workers (Debian, as root
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
+
+bench-deps: ## Install the load generator that `make bench` prefers (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk
 
 clean: ## Remove what was built
 	rm -rf bin
