@@ -56,17 +56,18 @@ type master struct {
 	facts atomic.Pointer[facts] // of this generation, as it is now
 
 	// The rest belongs to the goroutine of govern.
-	reread   func() (Config, error)
-	next     int     // the number of the next generation
-	revision int     // of this one; raised by each reload
-	wanted   int     // how many workers there are to be
-	started  int     // how many there were at first
-	older    []facts // of generations that may still have workers
-	op       *operation
-	opDone   <-chan error
-	wishes   wishes
-	stop     *linkMessage // the order to stop
-	refusal  *time.Ticker // runs while stopping, until new clients are refused
+	reread     func() (Config, error)
+	next       int     // the number of the next generation
+	revision   int     // of this one; raised by each reload
+	wanted     int     // how many workers there are to be
+	configured int     // how many the configuration says
+	started    int     // how many there were at first
+	older      []facts // of generations that may still have workers
+	op         *operation
+	opDone     <-chan error
+	wishes     wishes
+	stop       *linkMessage // the order to stop
+	refusal    *time.Ticker // runs while stopping, until new clients are refused
 
 	lent struct { // lanes of the generation that is starting
 		sync.Mutex
@@ -80,7 +81,7 @@ var ErrReported = errors.New("reported to the master in charge")
 // RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
 // people, nil if there is none to show. reread reads the configuration anew, for a reload.
 func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error {
-	m := &master{cfg: cfg, reread: reread, revision: 1, events: log, log: log, began: time.Now()}
+	m := &master{cfg: cfg, reread: reread, revision: 1, configured: cfg.Workers, events: log, log: log, began: time.Now()}
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
@@ -124,6 +125,26 @@ func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error
 		m.pred.Close()
 	}
 	return err
+}
+
+// ReportFailure tells the master in charge, if this process was started to follow it, why it cannot: for failures before
+// RunMaster, which then is not called. It returns whether somebody was told.
+func ReportFailure(err error) bool {
+	if err == nil || !IsMaster() {
+		return false
+	}
+	flip, flipErr := tableflip.New(tableflip.Options{})
+	if flipErr != nil {
+		return false
+	}
+	pred, joinErr := upgrade.Join(flip)
+	if joinErr != nil || pred == nil {
+		return false
+	}
+	defer pred.Close()
+	pred.Progress(upgrade.Progress{Phase: upgrade.PhasePrepare, PID: os.Getpid()})
+	pred.Fail(err.Error(), nil)
+	return true
 }
 
 // isolate makes this process a master: a session of its own, no signal but the parent's word, nothing that a worker

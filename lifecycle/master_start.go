@@ -52,8 +52,9 @@ func (m *master) start(ctx context.Context) error {
 	}
 	workers := m.cfg.Workers
 	if m.pred != nil {
-		if n := m.pred.Offer().Workers; n > 0 {
-			workers = n
+		// What was scaled to since stays, unless the configuration says another number than it did.
+		if o := m.pred.Offer(); o.Workers > 0 && o.Configured == workers {
+			workers = o.Workers
 		}
 		if err := m.borrow(ctx, names, workers); err != nil {
 			return err

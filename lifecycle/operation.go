@@ -23,6 +23,8 @@ type operation struct {
 	began  time.Time
 	answer []uint64 // the commands that wait for its result
 	target int      // the generation that an upgrade is to bring
+	// workers is the number that a reload has found configured. The operation's goroutine writes it before its end.
+	workers int
 }
 
 // wishes are what was asked for while an operation was under way, or before the workers were ready.
@@ -190,6 +192,9 @@ func (m *master) ended(ctx context.Context, err error) {
 		m.emit(control.Event{Kind: op.kind, Generation: op.target, State: "aborted", Reason: result.Reason, LastLines: result.Tail, TookSeconds: result.TookSeconds})
 	default:
 		m.wanted = len(m.pool.Slots())
+		if n := op.workers; err == nil && op.kind == control.KindReload && n != m.configured {
+			m.configured, m.wanted = n, n // proceed scales
+		}
 		state := "done"
 		if err != nil {
 			state = "aborted"
@@ -221,7 +226,7 @@ func (m *master) upgrade(ctx context.Context, answer []uint64) {
 	a := &upgrade.Attempt{
 		Handover: m.flip,
 		Owner:    (*owner)(m),
-		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted},
+		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted, Configured: m.configured},
 		End:      endGeneration,
 		Knock:    m.gate.knock,
 		Hello:    m.helloLimit(),
@@ -255,6 +260,7 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 		if err != nil {
 			return err
 		}
+		m.op.workers = cfg.Workers
 		before, rel := m.facts.Load(), m.rel.Load()
 		l, err := m.resolve(cfg, revision)
 		if err == nil {

@@ -70,7 +70,8 @@ type Offer struct {
 	Version    int `json:"version"`
 	Generation int `json:"generation"` // the number of the generation that it is to bring
 	PID        int `json:"pid"`        // of the master in charge
-	Workers    int `json:"workers"`    // how many run now; 0: as configured
+	Workers    int `json:"workers"`    // how many are wanted now; 0: as configured
+	Configured int `json:"configured"` // how many the configuration of the master in charge says
 }
 
 // Progress is what the new master tells on the way.

@@ -53,24 +53,33 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run is the whole program; only main exits.
 func run(args []string, stdout, stderr io.Writer) int {
+	r := execute(args, stdout, stderr)
+	if r.status == statusUsage && lifecycle.ReportFailure(r.err) {
+		// A new master whose configuration file is broken: the master in charge tells it to whoever asked for the upgrade.
+		r.err = nil
+	}
+	return r.report(stderr)
+}
+
+func execute(args []string, stdout, stderr io.Writer) result {
 	if r, ok := hidden(args, stderr); ok {
-		return r.report(stderr)
+		return r
 	}
 	var c cli
 	exited := -1
 	parser, err := newParser(&c, stdout, stderr, func(status int) { exited = status })
 	if err != nil {
-		return result{statusFailed, err}.report(stderr)
+		return result{statusFailed, err}
 	}
 	ctx, err := parser.Parse(args)
 	if exited >= 0 { // --help has been answered
-		return exited
+		return result{status: exited}
 	}
 	if isFileError(err) {
-		return result{statusUsage, err}.report(stderr)
+		return result{statusUsage, err}
 	}
 	if err != nil {
-		return result{statusUsage, fmt.Errorf("%w; see gapless --help", err)}.report(stderr)
+		return result{statusUsage, fmt.Errorf("%w; see gapless --help", err)}
 	}
 	var r result
 	ctx.BindTo(stdout, (*io.Writer)(nil))
@@ -78,7 +87,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err := ctx.Run(&r); err != nil && r.err == nil {
 		r = result{statusFailed, err}
 	}
-	return r.report(stderr)
+	return r
 }
 
 // newParser makes the parser of the command line. It calls exit where kong thinks that the program should end.
