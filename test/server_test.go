@@ -126,7 +126,7 @@ func (s *server) run(o options) {
 		t.Fatal(err)
 	}
 	// The control socket goes where no other run's is.
-	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "XDG_RUNTIME_DIR="+runtimeDir), o.env...)
+	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "GAPLESS_RUNTIME_DIR="+runtimeDir), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio

@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HELD", port(held))
 			env.Setenv("FREE", port(free))
 			env.Setenv("TESTPID", strconv.Itoa(os.Getpid()))
-			env.Setenv("XDG_RUNTIME_DIR", env.WorkDir) // for control sockets
+			env.Setenv("GAPLESS_RUNTIME_DIR", env.WorkDir) // for control sockets
 			env.Setenv(mark, env.WorkDir)
 			return nil
 		},

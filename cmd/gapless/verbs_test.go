@@ -48,7 +48,7 @@ func TestVerbs(t *testing.T) {
 			}
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
-			env.Setenv("XDG_RUNTIME_DIR", dir)
+			env.Setenv("GAPLESS_RUNTIME_DIR", filepath.Join(dir, "gapless")) // whatever else runs on this machine
 			env.Setenv("SOCKETS", filepath.Join(dir, "gapless"))
 			env.Setenv("TESTPID", strconv.Itoa(os.Getpid()))
 			env.Values[fakesKey{}] = &[]*controltest.Fake{}

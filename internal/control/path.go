@@ -21,8 +21,11 @@ const SocketSuffix = ".sock"
 
 // Folders returns the folders in which the control sockets of the user uid lie: the first is where a new one goes, and
 // a client looks in all of them, because a login shell, a cron job and a service of one user differ in their environment.
-// getenv is os.Getenv.
+// getenv is os.Getenv. GAPLESS_RUNTIME_DIR, if it is set to an absolute path, is the only one.
 func Folders(uid int, getenv func(string) string) []string {
+	if dir := getenv("GAPLESS_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return []string{dir}
+	}
 	temp := getenv("TMPDIR")
 	if !filepath.IsAbs(temp) {
 		temp = "/tmp"

@@ -19,6 +19,7 @@ func TestFolders(t *testing.T) {
 		{"TMPDIR", 1000, map[string]string{"TMPDIR": "/var/tmp"}, []string{"/var/tmp/gapless-1000", "/run/user/1000/gapless"}},
 		{"relative folders", 1000, map[string]string{"TMPDIR": "tmp", "XDG_RUNTIME_DIR": "run"}, []string{"/tmp/gapless-1000", "/run/user/1000/gapless"}},
 		{"a service of root", 0, nil, []string{"/run/gapless", "/run/user/0/gapless"}},
+		{"one of its own", 0, map[string]string{"XDG_RUNTIME_DIR": "/run/user/0", "GAPLESS_RUNTIME_DIR": "/srv/run"}, []string{"/srv/run"}},
 		{"a login of root", 0, map[string]string{"XDG_RUNTIME_DIR": "/run/user/0"}, []string{"/run/user/0/gapless", "/run/gapless"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
