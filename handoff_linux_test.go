@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,11 +25,17 @@ import (
 // within this one) and its queue.
 type fleet struct {
 	t    testing.TB
-	l    *net.TCPListener
+	l    listener
 	make func(generation int) *http.Server
 	gen  int
 	cur  *member
 	all  []*member
+}
+
+// listener is a TCP or unix listener.
+type listener interface {
+	net.Listener
+	syscall.Conn
 }
 
 type member struct {
@@ -43,6 +50,12 @@ func newFleet(t testing.TB, mk func(int) *http.Server) *fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newFleetOn(t, l, mk)
+}
+
+// newFleetOn takes the listener over.
+func newFleetOn(t testing.TB, l listener, mk func(int) *http.Server) *fleet {
+	t.Helper()
 	f := &fleet{t: t, l: l, make: mk}
 	f.cur = f.start()
 	t.Cleanup(func() {
@@ -202,7 +215,7 @@ func talk(c net.Conn, seed uint64, stop <-chan struct{}, pace time.Duration, ans
 			}
 			got, err := io.ReadAll(resp.Body)
 			if err != nil || string(got) != body {
-				return fmt.Errorf("answer %d.%d: got %q, %v, want %q", n, i, got, err, body)
+				return fmt.Errorf("answer %d.%d: got %q, want %q (%v)", n, i, got, body, err) //nolint:errorlint // err may be nil
 			}
 			if resp.Close {
 				return fmt.Errorf("answer %d.%d says that the connection ends", n, i)

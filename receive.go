@@ -32,16 +32,21 @@ func (p *process) receiveLoop() {
 
 	var room headroom
 	for !p.isDraining() {
-		if !room.enough() {
+		// It may wait for hours, so only then is it known whether there is room.
+		err := p.queue.Wait()
+		if err == nil && !room.enough() {
 			// Other workers may take what waits, or it stays in the queue.
 			pause(p.draining, 20*time.Millisecond)
 			continue
 		}
-		h, err := p.queue.Receive()
+		var h *handoff.Conn
+		if err == nil {
+			h, err = p.queue.TryReceive()
+		}
 		switch {
 		case err == nil:
 			p.place(h)
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, handoff.ErrEmpty):
 		case errors.Is(err, handoff.ErrPacket), errors.Is(err, handoff.ErrLost):
 		case errors.Is(err, io.EOF):
 			return

@@ -127,6 +127,19 @@ func (r *Receiver) Receive() (*Conn, error) {
 	return r.take(r.c.Receive)
 }
 
+// Wait waits until a connection may be received, or until the read deadline
+// (os.ErrDeadlineExceeded), and leaves it in the queue. Of several that wait
+// any may take it first.
+func (r *Receiver) Wait() error {
+	r.mu.Lock()
+	held := r.held != nil
+	r.mu.Unlock()
+	if held {
+		return nil
+	}
+	return r.c.WaitReadable()
+}
+
 // TryReceive is Receive without waiting: ErrEmpty if no connection waits.
 func (r *Receiver) TryReceive() (*Conn, error) {
 	r.mu.Lock()

@@ -134,6 +134,25 @@ func (c *Conn) WaitWritable() error {
 	return os.NewSyscallError("poll", perr)
 }
 
+// WaitReadable waits until there is something to receive, or until the read
+// deadline, and receives nothing.
+func (c *Conn) WaitReadable() error {
+	var perr error
+	err := c.rc.Read(func(s uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(s), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		for err == unix.EINTR {
+			n, err = unix.Poll(p, 0)
+		}
+		perr = err
+		return n != 0 || err != nil
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("poll", perr)
+}
+
 // Receive waits for a packet and returns its length and its descriptor, which
 // the caller owns, or -1 if it carries none. At the end, io.EOF.
 func (c *Conn) Receive(p []byte) (n, fd int, err error) { return c.receive(p, true) }

@@ -24,6 +24,9 @@ func (c *Conn) SendFrom([]byte, syscall.RawConn) error { return ErrNotSupported 
 // WaitWritable waits on Linux.
 func (c *Conn) WaitWritable() error { return ErrNotSupported }
 
+// WaitReadable waits on Linux.
+func (c *Conn) WaitReadable() error { return ErrNotSupported }
+
 // Receive receives a packet on Linux.
 func (c *Conn) Receive([]byte) (n, fd int, err error) { return 0, -1, ErrNotSupported }
 
