@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -134,19 +132,7 @@ func peak(b *testing.B, pids []int) int64 {
 	b.Helper()
 	var sum int64
 	for _, pid := range pids {
-		text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-		if err != nil {
-			b.Fatal(err)
-		}
-		for line := range strings.Lines(string(text)) {
-			if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-				kib, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-				if err != nil {
-					b.Fatal(err)
-				}
-				sum += kib << 10
-			}
-		}
+		sum += field(b, pid, "status", "VmHWM:")
 	}
 	return sum
 }

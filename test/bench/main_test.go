@@ -66,22 +66,23 @@ func runAll(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "build gapless:", err)
 		return 1
 	}
+	before := loadAverage()
 	status := m.Run()
 	if len(report) > 0 {
-		fmt.Printf("\n%s, %d cores, load before: %s\n", runtime.Version(), runtime.NumCPU(), loadBefore)
+		fmt.Printf("\n%s, %d cores, load before: %s\n", runtime.Version(), runtime.NumCPU(), before)
 		fmt.Println(strings.Join(report, "\n"))
 	}
 	return status
 }
 
-// loadBefore is the machine's load when the benchmarks began: figures from a busy machine are worth little.
-var loadBefore = func() string {
+// loadAverage is the machine's load: figures from a busy machine are worth little.
+func loadAverage() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return "unknown"
 	}
-	return strings.Join(strings.Fields(string(text))[:1], " ")
-}()
+	return strings.Fields(string(text))[0]
+}
 
 // say adds a line to the report: a figure, and the target beside it if there is one.
 func say(what, figure, target string, met bool) {

@@ -228,3 +228,34 @@ func pss(b testing.TB, pids ...int) int64 {
 	}
 	return sum
 }
+
+// anonymous is the memory of processes that is no file's, in bytes: the binary's pages count less for each process the
+// more of them share it, which would hide what a worker costs.
+func anonymous(b testing.TB, pids ...int) int64 {
+	b.Helper()
+	var sum int64
+	for _, pid := range pids {
+		sum += field(b, pid, "smaps_rollup", "Pss_Anon:")
+	}
+	return sum
+}
+
+// field reads a size from a file of /proc/PID, in bytes.
+func field(b testing.TB, pid int, file, name string) int64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/" + file)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(line, name); ok {
+			kib, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	b.Fatalf("no %s in %s of %d", name, file, pid)
+	return 0
+}

@@ -17,7 +17,7 @@ func BenchmarkStart(b *testing.B) {
 	start := func(workers int) (time.Duration, int64) {
 		s := run(b, nil, []string{"-w", strconv.Itoa(workers)})
 		t := s.settle(1, workers)
-		bytes := pss(b, t.managers...)
+		bytes := anonymous(b, t.managers...)
 		s.stop()
 		return s.started, bytes
 	}
@@ -38,5 +38,5 @@ func BenchmarkStart(b *testing.B) {
 	say("start of 64 workers until all are ready, p50 of 5", milliseconds(parallel), "<= "+milliseconds(limit), parallel <= limit)
 	each := (median(allBytes) - median(oneBytes)) / (many - 1)
 	b.ReportMetric(float64(each)/1024, "KiB/worker")
-	say("memory of parent and master for each worker more", fmt.Sprintf("%d KiB", each>>10), "<= 100 KiB", each <= 100<<10)
+	say("anonymous memory of parent and master for each worker more", fmt.Sprintf("%d KiB", each>>10), "<= 100 KiB", each <= 100<<10)
 }
