@@ -26,8 +26,10 @@ type limits struct {
 	memoryAt time.Time
 	lastLook time.Time
 
-	mu  sync.Mutex
-	bad string // why the release looks bad; "" if it does not
+	mu    sync.Mutex
+	since time.Time // when the release began: with the master, or with the last reload
+	bad   string    // why the release looks bad; "" if it does not
+	badOf int       // the revision that does
 }
 
 // laneQueue is when a lane's accept queue was last seen to move.
@@ -42,17 +44,36 @@ func (l *limits) badRelease() string {
 	return l.bad
 }
 
+// released notes that a reload has brought another release, which has a probation of its own. What it did wrong while
+// the reload went on stays known.
+func (l *limits) released(revision int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since = time.Now()
+	if l.badOf < revision {
+		l.bad = ""
+	}
+}
+
+// onProbation tells whether the release is still young.
+func (l *limits) onProbation(limit time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.since) <= limit
+}
+
 // probation notes the death of a worker that had been ready: within the first time of its release it is the release that
 // looks bad.
 func (m *master) probation(e workerpool.Event) {
 	if e.State != workerpool.Exited || e.From != workerpool.Ready || e.Generation != m.generation || m.state.get() == Stopping ||
-		m.cfg.Probation <= 0 || time.Since(m.began) > m.cfg.Probation {
+		m.cfg.Probation <= 0 || !m.limits.onProbation(m.cfg.Probation) {
 		return
 	}
 	m.limits.mu.Lock()
 	first := m.limits.bad == ""
 	m.limits.bad = fmt.Sprintf("worker %d (pid %d) of this release died %v after its start: %s", e.Slot, e.PID,
 		time.Since(e.Started).Round(time.Millisecond), e.Reason)
+	m.limits.badOf = e.Revision
 	reason := m.limits.bad
 	m.limits.mu.Unlock()
 	if first {

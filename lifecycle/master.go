@@ -82,6 +82,7 @@ var ErrReported = errors.New("reported to the master in charge")
 // people, nil if there is none to show. reread reads the configuration anew, for a reload.
 func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error {
 	m := &master{cfg: cfg, reread: reread, revision: 1, configured: cfg.Workers, events: log, log: log, began: time.Now()}
+	m.limits.since = m.began
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}

@@ -48,6 +48,7 @@ func (m *master) govern(ctx context.Context) error {
 			}
 			if err == nil && m.op.kind == control.KindReload {
 				m.revision++
+				m.limits.released(m.revision)
 			}
 			m.ended(ctx, err)
 		case <-gone:
