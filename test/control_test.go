@@ -34,7 +34,7 @@ func (s *server) socket() string {
 	s.t.Helper()
 	var paths []string
 	eventually(s.t, patience, "one control socket", func() bool {
-		paths, _ = filepath.Glob(filepath.Join(s.dir, "run", "gapless", "*.sock"))
+		paths, _ = filepath.Glob(filepath.Join(s.dir, "run", "*.sock"))
 		return len(paths) == 1
 	})
 	return paths[0]
