@@ -62,15 +62,13 @@ func (m *master) start(ctx context.Context) error {
 	}
 	m.started = workers
 	var ready atomic.Int64
-	var out, errs *workerpool.Lines
-	if m.cfg.LogPrefix {
-		out, errs = workerpool.NewLines(os.Stdout), workerpool.NewLines(os.Stderr)
-		m.lines = []*workerpool.Lines{out, errs}
-	}
+	// Also where no worker of this generation needs them: those of older ones may.
+	out, errs := workerpool.NewLines(os.Stdout), workerpool.NewLines(os.Stderr)
+	m.lines = []*workerpool.Lines{out, errs}
 	m.pool = workerpool.New(workerpool.Config{
 		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
 		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal, Watchdog: m.cfg.Watchdog,
-		Log: m.events, Owns: ownsSender, Out: out, Err: errs,
+		Log: m.events, Owns: ownsSender, Out: out, Err: errs, Prefix: m.cfg.LogPrefix,
 		Observe: func(e workerpool.Event) {
 			m.observe(e)
 			if e.State == workerpool.Ready && m.state.get() == Starting {

@@ -22,6 +22,7 @@ type Record struct {
 	TakesDrain bool      `json:"takes_drain"`
 	NotifyName string    `json:"notify,omitempty"`
 	Partial    [][]byte  `json:"partial,omitempty"`
+	Dropped    [2]int    `json:"dropped,omitzero"` // lines of any worker that could not be written, in the first record
 	Kinds      []string  `json:"kinds"`
 
 	Files []*os.File `json:"-"`
@@ -83,15 +84,21 @@ func (p *Pool) Freeze() ([]Record, error) {
 		}
 		records = append(records, r)
 	}
-	if p.cfg.Out != nil { // what has been read is written before another master writes
-		p.cfg.Out.Flush()
-		p.cfg.Err.Flush()
+	// What has been read is written before another master writes. It tells of what could not be.
+	if p.cfg.Out != nil {
+		p.dropped[0] += p.cfg.Out.Flush()
+		p.dropped[1] += p.cfg.Err.Flush()
+		if len(records) > 0 {
+			records[0].Dropped = p.dropped
+		}
 	}
 	return records, nil
 }
 
 // Thaw undoes Freeze.
 func (p *Pool) Thaw() {
+	p.lost(p.dropped)
+	p.dropped = [2]int{}
 	for _, w := range p.all(nil) {
 		w.startReaders()
 	}
@@ -100,6 +107,14 @@ func (p *Pool) Thaw() {
 	if p.frozen {
 		p.frozen = false
 		close(p.thawed)
+	}
+}
+
+// lost has lines counted that were dropped, of the two streams.
+func (p *Pool) lost(dropped [2]int) {
+	if p.cfg.Out != nil {
+		p.cfg.Out.lost(dropped[0])
+		p.cfg.Err.lost(dropped[1])
 	}
 }
 
@@ -163,6 +178,7 @@ func (w *worker) record() (r Record, err error) {
 func (p *Pool) Adopt(records []Record) {
 	for i := range records {
 		r := &records[i]
+		p.lost(r.Dropped)
 		if err := p.adopt(r); err != nil {
 			p.log.Error("worker of the earlier master cannot be adopted", zap.Int("pid", r.PID),
 				zap.Int("generation", r.Generation), zap.Error(err))
@@ -197,9 +213,7 @@ func (p *Pool) adopt(r *Record) error {
 	}
 	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
 		w.out = resumeOutput(so, se, r.Partial, nil)
-		if p.cfg.Out != nil {
-			w.out.through(prefix(r.Info), p.cfg.Out, p.cfg.Err)
-		}
+		p.route(w.out, r.Info)
 	}
 	p.run(w)
 	return nil

@@ -60,3 +60,47 @@ func TestLines_NeverBlockWhoPrints(t *testing.T) {
 		t.Fatalf("%d written, %d said to be dropped, of %d", written, dropped, n)
 	}
 }
+
+// What is not taken in time is given up, and told of by whoever writes next; nobody waits for ever.
+func TestLines_GiveUpOnWhatIsBlocked(t *testing.T) {
+	s := &stuck{release: make(chan struct{})}
+	l := NewLines(s)
+	for i := range 10 {
+		l.put("", fmt.Appendf(nil, "line %d", i))
+	}
+	_, _ = l.Write([]byte("two\nlines, one cut"))
+	dropped := l.Flush()
+	if dropped != 12 && dropped != 11 { // the first may be in the writer's hands
+		t.Errorf("%d lines dropped", dropped)
+	}
+	l.put("", []byte("after"))
+	l.Close() // still blocked
+	close(s.release)
+	<-l.done
+
+	var out bytes.Buffer
+	next := NewLines(&out)
+	next.lost(dropped)
+	next.put("", []byte("more"))
+	next.Close()
+	if want := fmt.Sprintf("gapless: %d lines of workers were dropped, as they could not be written fast enough\nmore\n", dropped); out.String() != want {
+		t.Errorf("the next wrote %q, want %q", out.String(), want)
+	}
+}
+
+// The place where lines are missing is where it is said.
+func TestLines_SayWhereLinesAreMissing(t *testing.T) {
+	s := &stuck{release: make(chan struct{})}
+	l := NewLines(s)
+	l.put("", bytes.Repeat([]byte("a"), linesRoom/4))
+	l.put("", bytes.Repeat([]byte("b"), linesRoom/4))
+	l.put("", bytes.Repeat([]byte("c"), linesRoom))
+	l.put("", []byte("d"))
+	close(s.release)
+	l.Close()
+	text := s.got.String()
+	b, notice, d := strings.Index(text, "b\n"), strings.Index(text, "gapless: 1 lines"), strings.Index(text, "\nd\n")
+	if b < 0 || notice < b || d < notice {
+		t.Errorf("b ends at %d, the notice is at %d, d at %d", b, notice, d)
+	}
+}

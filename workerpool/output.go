@@ -29,7 +29,7 @@ const (
 type output struct {
 	streams [2]*stream
 	onLine  func(line []byte) // called from both pumps
-	prefix  string            // before each line, where there are Lines
+	prefix  string            // before each line, where they are whole
 
 	mu   sync.Mutex
 	tail []string
@@ -37,9 +37,9 @@ type output struct {
 
 type stream struct {
 	r       *os.File
-	dst     io.Writer
-	lines   *Lines // takes whole lines with the worker's prefix, instead of dst; nil: dst takes the bytes as they come
-	partial []byte // the line so far; the pump's while it runs
+	dst     io.Writer // takes the bytes as they come
+	lines   *Lines    // takes whole lines with the worker's prefix instead; nil: none does
+	partial []byte    // the line so far; the pump's while it runs
 	done    chan struct{}
 }
 
@@ -195,10 +195,4 @@ func (o *output) files() ([]*os.File, [][]byte, error) {
 		partial = append(partial, s.partial)
 	}
 	return files, partial, nil
-}
-
-// through has whole lines go to out and err, each with prefix before it.
-func (o *output) through(prefix string, out, err *Lines) {
-	o.prefix = prefix
-	o.streams[0].lines, o.streams[1].lines = out, err
 }

@@ -38,8 +38,10 @@ type Config struct {
 	Readiness    Readiness
 	StartTimeout time.Duration // from a worker's start until it must be ready; 0: no limit
 	StopSignal   syscall.Signal
-	// Out and Err take the workers' lines, each with the worker's prefix; nil: they write where this process writes.
+	// Out and Err take what comes from workers through pipes; nil: it goes where this process writes, and waits for it.
 	Out, Err *Lines
+	// Prefix has every worker print through pipes, and puts the worker's name before each of its lines.
+	Prefix   bool
 	Watchdog time.Duration // told to the workers as WATCHDOG_USEC; 0: none
 
 	Log *zap.Logger
@@ -74,6 +76,7 @@ type Pool struct {
 	thawed  chan struct{} // closed while not frozen
 	empty   chan struct{} // closed and made anew whenever the last worker has gone
 	stopC   chan struct{} // closed when stopped is set
+	dropped [2]int        // lines, by stream, that could not be written before a freeze; of whoever freezes
 
 	// spawning is held for reading around a start, so that freezing can wait for starts under way.
 	spawning sync.RWMutex
@@ -192,7 +195,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 
 	var heard func()
 	var out *output
-	if p.cfg.Readiness.Mode == ReadyLog || p.cfg.Out != nil {
+	if p.cfg.Readiness.Mode == ReadyLog || p.cfg.Prefix {
 		var once sync.Once
 		heard = func() {}
 		var stdout, stderr *os.File
@@ -207,9 +210,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 		defer stdout.Close()
 		defer stderr.Close()
 		l.Stdout, l.Stderr = stdout, stderr
-		if p.cfg.Out != nil {
-			out.through(prefix(info), p.cfg.Out, p.cfg.Err)
-		}
+		p.route(out, info)
 	}
 	proc, err := p.cfg.Spawner.Spawn(l)
 	if err != nil {
@@ -318,6 +319,20 @@ func (p *Pool) Workers() []Info {
 		infos = append(infos, w.snapshot())
 	}
 	return infos
+}
+
+// route has what a worker prints go where it should.
+func (p *Pool) route(o *output, i Info) {
+	if p.cfg.Out == nil {
+		return
+	}
+	for n, l := range []*Lines{p.cfg.Out, p.cfg.Err} {
+		o.streams[n].dst = l
+		if p.cfg.Prefix {
+			o.streams[n].lines = l
+		}
+	}
+	o.prefix = prefix(i)
 }
 
 // prefix is what stands before each of a worker's lines.
