@@ -105,6 +105,19 @@ func inheritedFile(fd int, name string) *os.File {
 // start begins to listen for orders.
 func (p *process) start() {
 	p.ctx, p.quit = context.WithCancel(context.Background())
+	if p.channel != nil {
+		p.loops.Go(func() { p.obey(p.ctx) })
+	}
+}
+
+// heed notes, with mu held, that somebody heeds the order to drain. From then
+// on the signals are such an order: a program that only asks for its
+// generation still ends by them at once.
+func (p *process) heed() {
+	if p.drains {
+		return
+	}
+	p.drains = true
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	p.loops.Go(func() {
@@ -117,9 +130,6 @@ func (p *process) start() {
 		case <-p.ctx.Done():
 		}
 	})
-	if p.channel != nil {
-		p.loops.Go(func() { p.obey(p.ctx) })
-	}
 }
 
 // end waits for the goroutines of the process. Servers must have drained.
@@ -352,7 +362,7 @@ func (p *process) enter(s *server) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.servers = append(p.servers, s)
-	p.drains = true
+	p.heed()
 	p.undrained++
 }
 

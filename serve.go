@@ -79,7 +79,7 @@ func Ready() error { return current().ready() }
 func Draining() <-chan struct{} {
 	p := current()
 	p.mu.Lock()
-	p.drains = true
+	p.heed()
 	p.mu.Unlock()
 	return p.draining
 }
@@ -156,7 +156,7 @@ func (p *process) listen(name string) (net.Listener, error) {
 
 func (p *process) linger(parent context.Context) (context.Context, context.CancelFunc) {
 	p.mu.Lock()
-	p.drains = true
+	p.heed()
 	p.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(parent)
 	done := make(chan struct{})

@@ -51,8 +51,9 @@ type launcher struct {
 	umask      *int
 }
 
-// placeholder matches what COMMAND and its arguments may hold.
-var placeholder = regexp.MustCompile(`\{(fd|worker|generation|fd:[^{}]*)\}`)
+// placeholder matches what COMMAND and its arguments may hold. A name begins with a letter, so that the {fd:3} of a
+// JavaScript one-liner is left alone.
+var placeholder = regexp.MustCompile(`\{(fd|worker|generation|fd:(?:[^0-9{}][^{}]*)?)\}`)
 
 // CheckPlaceholders tells whether every {fd:NAME} in a command names one of the addresses.
 func CheckPlaceholders(command []string, addrs []upgrade.Address) error {

@@ -215,9 +215,19 @@ func (c *Conn) Receive(ctx context.Context) (Message, *os.File, error) {
 			}
 		}()
 	}
-	buf := make([]byte, MaxPacket)
 	for {
-		n, fd, err := c.c.Receive(buf)
+		// A master waits on thousands of channels: only a packet that is there takes a buffer.
+		err := c.c.WaitReadable()
+		var buf []byte
+		var n int
+		fd := -1
+		if err == nil {
+			buf = make([]byte, MaxPacket)
+			n, fd, err = c.c.TryReceive(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				continue // somebody else took it
+			}
+		}
 		if errors.Is(err, seqpacket.ErrTruncated) {
 			return nil, nil, fmt.Errorf("%w: %w", ErrPacket, err)
 		}
