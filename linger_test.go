@@ -13,7 +13,8 @@ import (
 // connections ended. At the time stop, if that is not 0, everything stops.
 func lingering(t *testing.T, n int, o order, stop time.Duration) []time.Duration {
 	t.Helper()
-	p := &process{draining: make(chan struct{}), stop: make(chan struct{})}
+	// It heeds the order already, so that no signals are asked for in a bubble.
+	p := &process{draining: make(chan struct{}), stop: make(chan struct{}), drains: true}
 	p.drained.L = &p.mu
 	ended := make(chan time.Duration, n)
 	begin := time.Now()
