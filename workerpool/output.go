@@ -28,6 +28,7 @@ const (
 // copied, travels as Partial.
 type output struct {
 	streams [2]*stream
+	running bool              // the pumps; of whoever starts and pauses
 	onLine  func(line []byte) // called from both pumps
 	prefix  string            // before each line, where they are whole
 
@@ -71,8 +72,12 @@ func resumeOutput(stdout, stderr *os.File, partial [][]byte, onLine func([]byte)
 	return o
 }
 
-// start lets the pumps run.
+// start lets the pumps run, if they do not: two on one pipe would mix up what they read. It is not called while pause is.
 func (o *output) start() {
+	if o.running {
+		return
+	}
+	o.running = true
 	for _, s := range o.streams {
 		s.done = make(chan struct{})
 		_ = s.r.SetReadDeadline(time.Time{})
@@ -89,6 +94,7 @@ func (o *output) pause() {
 		_ = s.r.SetReadDeadline(time.Unix(1, 0))
 	}
 	o.wait()
+	o.running = false
 }
 
 // wait returns when both streams have ended: nobody has them open any more.

@@ -143,6 +143,18 @@ func TestOutput_KeepsTheTail(t *testing.T) {
 	}
 }
 
+// Whoever begins to listen again does not know that nobody has stopped.
+func TestOutput_StartsOnce(t *testing.T) {
+	p := newPrinter(t)
+	p.start()
+	first := p.streams[0].done
+	p.start()
+	if p.streams[0].done != first {
+		t.Error("a second pump reads the same pipe")
+	}
+	p.close()
+}
+
 func TestOutput_PauseLosesNothing(t *testing.T) {
 	p := newPrinter(t)
 	p.start()
