@@ -44,6 +44,7 @@ type master struct {
 	inv     *upgrade.Inventory // nil before this master is in charge
 	gate    *gate
 	pool    *workerpool.Pool
+	pooled  atomic.Bool // pool and inv are set, which who asks for the status during the start cannot know otherwise
 	rel     atomic.Pointer[release]
 	queues  queues
 	watch   laneWatch
@@ -81,7 +82,7 @@ var ErrReported = errors.New("reported to the master in charge")
 // RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
 // people, nil if there is none to show. reread reads the configuration anew, for a reload.
 func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error {
-	m := &master{cfg: cfg, reread: reread, revision: 1, configured: cfg.Workers, events: log, log: log, began: time.Now()}
+	m := &master{cfg: cfg, reread: reread, revision: 1, configured: cfg.Workers, wanted: cfg.Workers, events: log, log: log, began: time.Now()}
 	m.limits.since = m.began
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))

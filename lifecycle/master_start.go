@@ -76,6 +76,7 @@ func (m *master) start(ctx context.Context) error {
 			}
 		},
 	})
+	m.pooled.Store(true)
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Total: workers, Limit: m.cfg.StartTimeout})
 	if err := m.pool.Start(ctx, workers); err != nil {
 		return err

@@ -128,8 +128,11 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 	case m.state.get() == Stopping || m.stop != nil:
 		refuse(control.Result{Reason: "everything drains: gapless stops"})
 		return
+	case m.state.get() == Starting:
+		refuse(control.Result{Busy: true, Reason: "the first workers are not ready yet"})
+		return
 	case m.op != nil:
-		refuse(control.Result{Busy: true, Reason: fmt.Sprintf("busy: %s %s is under way", article(m.op.kind), m.op.kind)})
+		refuse(control.Result{Busy: true, Reason: fmt.Sprintf("%s %s is under way", article(m.op.kind), m.op.kind)})
 		return
 	}
 	m.link.ack(msg)

@@ -54,7 +54,7 @@ func readStatus(f *os.File) (control.Status, error) {
 // status is what this master knows. The parent adds what only it knows.
 func (m *master) status() control.Status {
 	s := control.Status{State: m.controlState(), Workers: m.wanted, Detail: "starting", Warnings: []string{}}
-	if m.pool == nil || m.inv == nil {
+	if !m.pooled.Load() {
 		return s
 	}
 	workers := m.pool.Workers()
