@@ -141,7 +141,7 @@ func TestLines_SlowReader(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reader, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	reader, err := os.OpenFile(fifo, os.O_RDWR, 0) // so that opening waits for nobody
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func TestReload_BrokenReleaseLeavesWhatServes(t *testing.T) {
 				a := newApp(t)
 				s := start(t, options{command: []string{a.path}, flags: []string{"--accept", accept, "--start-timeout", "3s"}})
 				before := s.tree()
-				p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/10), tail: 200 * time.Millisecond}
+				p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: slower(400 * time.Millisecond), tail: slower(400 * time.Millisecond)}
 				broken.make(a)
 				r := p.under(t, 1, func(int) {
 					v := s.verb("reload").demand(t, 1)

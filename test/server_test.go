@@ -267,8 +267,11 @@ func (s *server) end() {
 		return len(left) == 0
 	})
 	reapOrphans()
-	if text := s.out.text(); strings.Contains(text, "DATA RACE") || strings.Contains(text, "\npanic: ") {
-		s.t.Error("gapless reports a data race or a panic")
+	text := s.out.text()
+	for _, sign := range []string{"DATA RACE", "\npanic: "} {
+		if i := strings.Index(text, sign); i >= 0 {
+			s.t.Errorf("gapless reports a data race or a panic: %.6000s", text[i:])
+		}
 	}
 	if s.t.Failed() {
 		s.t.Logf("the end of what gapless and its workers wrote:\n%s", s.out.tail(s.t, 120))

@@ -444,3 +444,47 @@ func TestStatus_IsTrue(t *testing.T) {
 	slow.answer(t)
 	s.exits(0)
 }
+
+// Until the first workers are ready there is nothing to change: who wants to is told so, and signals do no harm.
+func TestVerbs_DuringTheStart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		flags func(gate string) []string
+		env   string
+	}{
+		{"while steps run", func(gate string) []string {
+			return []string{"--before-start", "while ! test -e " + gate + "; do sleep 0.02; done"}
+		}, ""},
+		{"while workers start", func(string) []string { return []string{"--ready", "notify"} }, "E2E_GATE="},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			gate := filepath.Join(t.TempDir(), "gate")
+			o := options{flags: tt.flags(gate)}
+			if tt.env != "" {
+				o.command = role("notifies", tt.env+gate)
+			}
+			s := launch(t, o)
+			st := s.becomes("starting", func(st control.Status) bool { return st.State == control.StateStarting })
+			if st.Workers != 2 {
+				t.Errorf("%d workers are wanted", st.Workers)
+			}
+			for _, verb := range [][]string{{"upgrade"}, {"reload"}, {"scale", "4"}} {
+				if v := s.verb(verb[0], verb[1:]...).demand(t, 1); !strings.Contains(v.stderr, "busy: the first workers are not ready yet") {
+					t.Errorf("%s was told %q", verb[0], v.stderr)
+				}
+			}
+			for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGUSR1} {
+				s.signal(sig)
+			}
+			writeTo(t, gate, "")
+			s.await("the first workers are ready", msg("Application startup complete"))
+			s.becomes("serving", func(st control.Status) bool { return st.State == control.StateServing && st.Workers == 2 })
+			s.settled(1, 2)
+			s.verb("upgrade").demand(t, 0)
+			s.settled(2, 2)
+			s.verb("stop").demand(t, 0)
+			s.exits(0)
+		})
+	}
+}
