@@ -76,6 +76,11 @@ func TestLines_OverUpgrades(t *testing.T) {
 			s.verb("scale", "3").demand(t, 0)
 			s.stop()
 			_, lines := s.out.read()
+			defer func() {
+				for _, e := range s.out.find(func(e event) bool { return t.Failed() && e.State != "" }) {
+					t.Logf("generation %d worker %d (pid %d): %s, %s", e.Generation, e.Worker, e.PID, e.Msg, e.Reason)
+				}
+			}()
 			if workers := demandPrinted(t, lines, tt.prefixed); workers != 2*n+1 {
 				t.Errorf("lines of %d workers, want %d", workers, 2*n+1)
 			}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 )
@@ -22,13 +21,35 @@ type Lines struct {
 	out io.Writer
 
 	mu      sync.Mutex
-	waiting [][]byte
+	waiting []words
 	size    int // of waiting, in bytes
 	dropped int // after what waits
 	closed  bool
 	writing bool
 	change  sync.Cond
 	done    chan struct{}
+}
+
+// words wait to be written: what workers printed, or how many of their lines are missing here.
+type words struct {
+	text    []byte
+	missing int
+}
+
+// lines is how many lines are lost if the words are.
+func (w words) lines() int {
+	n := w.missing + bytes.Count(w.text, []byte("\n"))
+	if len(w.text) > 0 && w.text[len(w.text)-1] != '\n' {
+		n++ // the rest of a line that is cut
+	}
+	return n
+}
+
+func (w words) bytes() []byte {
+	if w.missing == 0 {
+		return w.text
+	}
+	return fmt.Appendf(nil, "gapless: %d lines of workers were dropped, as they could not be written fast enough\n", w.missing)
 }
 
 // NewLines returns a writer of lines to out. Close ends it.
@@ -55,34 +76,21 @@ func (l *Lines) add(text []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || l.size+len(text) > linesRoom {
-		l.dropped += linesIn(text)
+		l.dropped += words{text: text}.lines()
 		return
 	}
 	l.tell()
-	l.push(text)
-	l.change.Broadcast()
-}
-
-func (l *Lines) push(text []byte) {
-	l.waiting = append(l.waiting, text)
+	l.waiting = append(l.waiting, words{text: text})
 	l.size += len(text)
+	l.change.Broadcast()
 }
 
 // tell says what was dropped, after all that waits.
 func (l *Lines) tell() {
 	if l.dropped > 0 {
-		l.push(fmt.Appendf(nil, "gapless: %d lines of workers were dropped, as they could not be written fast enough\n", l.dropped))
+		l.waiting = append(l.waiting, words{missing: l.dropped})
 		l.dropped = 0
 	}
-}
-
-// linesIn counts lines; the end of one that is cut counts as well.
-func linesIn(text []byte) int {
-	n := bytes.Count(text, []byte("\n"))
-	if len(text) > 0 && text[len(text)-1] != '\n' {
-		n++
-	}
-	return n
 }
 
 // lost notes that lines were dropped by somebody else: by this process's predecessor, or by Flush.
@@ -109,12 +117,13 @@ func (l *Lines) run() {
 			return
 		}
 		// One by one: whoever gives up waiting takes all the others away.
-		text := l.waiting[0]
-		l.waiting = slices.Delete(l.waiting, 0, 1)
-		l.size -= len(text)
+		next := l.waiting[0]
+		l.waiting[0] = words{}
+		l.waiting = l.waiting[1:]
+		l.size -= len(next.text)
 		l.writing = true
 		l.mu.Unlock()
-		_, _ = l.out.Write(text) // a place that is gone must not stop the workers
+		_, _ = l.out.Write(next.bytes()) // a place that is gone must not stop the workers
 		l.mu.Lock()
 		l.writing = false
 		l.change.Broadcast()
@@ -137,8 +146,8 @@ func (l *Lines) Flush() (dropped int) {
 	for (len(l.waiting) > 0 || l.dropped > 0 || l.writing) && !l.closed && !late {
 		l.change.Wait()
 	}
-	for _, text := range l.waiting {
-		dropped += linesIn(text)
+	for _, w := range l.waiting {
+		dropped += w.lines()
 	}
 	dropped += l.dropped
 	l.waiting, l.size, l.dropped = nil, 0, 0

@@ -69,8 +69,10 @@ func TestLines_GiveUpOnWhatIsBlocked(t *testing.T) {
 		l.put("", fmt.Appendf(nil, "line %d", i))
 	}
 	_, _ = l.Write([]byte("two\nlines, one cut"))
+	l.lost(5)
+	l.put("", []byte("after those"))
 	dropped := l.Flush()
-	if dropped != 12 && dropped != 11 { // the first may be in the writer's hands
+	if dropped != 18 && dropped != 17 { // the first may be in the writer's hands
 		t.Errorf("%d lines dropped", dropped)
 	}
 	l.put("", []byte("after"))
