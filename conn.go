@@ -204,7 +204,7 @@ func (c *conn) needs() int {
 
 func (c *conn) readBuffered(p []byte) (int, error) {
 	if len(c.buf) < c.needs() {
-		return 0, c.readAhead(c.needs() - len(c.buf))
+		return c.readRest(p)
 	}
 	n := copy(p, c.buf[:c.scan.feed(c.buf[:min(len(p), len(c.buf))])])
 	if c.buf = c.buf[n:]; len(c.buf) == 0 && c.page != nil {
@@ -212,6 +212,30 @@ func (c *conn) readBuffered(p []byte) (int, error) {
 		c.page = nil
 	}
 	return n, nil
+}
+
+// readRest reads behind the few bytes in buf, too few to be given: mostly the one that the watch has found. One read
+// takes them and all that is there of the request.
+func (c *conn) readRest(p []byte) (int, error) {
+	if len(p) <= len(c.buf) {
+		return 0, c.readAhead(c.needs() - len(c.buf))
+	}
+	had := copy(p, c.buf)
+	n, err := c.wait(p[had:])
+	if n == 0 {
+		return 0, err
+	}
+	p = p[:had+n]
+	c.buf = c.buf[:0]
+	if len(p) < c.needs() || c.srv.mode.Load() == modeHanding {
+		c.keep(p)
+		return 0, nil
+	}
+	k := c.scan.feed(p)
+	if k < len(p) {
+		c.keep(p[k:])
+	}
+	return k, nil
 }
 
 // readKernel reads straight into p, and keeps what net/http must not have yet.
