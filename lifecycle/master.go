@@ -37,6 +37,11 @@ type master struct {
 	began      time.Time
 	state      stateBox
 
+	left    *heritage // of a dead master whose place this one takes; nil: it does not
+	keep    *keeper
+	account account
+	files   upgrade.Handover // flip, whose lanes the parent keeps as well
+
 	flip    upgrade.Handover
 	pred    *upgrade.Predecessor // nil in the first master
 	link    *masterLink
@@ -45,7 +50,7 @@ type master struct {
 	gate    *gate
 	pool    *workerpool.Pool
 	pooled  atomic.Bool // pool and inv are set, which who asks for the status during the start cannot know otherwise
-	rel     atomic.Pointer[release]
+	pinned  atomic.Pointer[launcher] // how workers are started
 	queues  queues
 	watch   laneWatch
 	tickets *tickets
@@ -89,12 +94,17 @@ func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error
 	}
 	err := m.isolate()
 	if err == nil {
+		m.left, err = openHeritage()
+	}
+	if err == nil {
 		err = m.join()
 	}
 	if err != nil {
 		return err
 	}
-	if m.tickets, err = openTickets(m.flip, m.log); err != nil {
+	m.keep = newKeeper(m.log)
+	m.files = keptFiles{m.flip, m.keep}
+	if m.tickets, err = openTickets(m.files, m.left, m.log); err != nil {
 		return err
 	}
 	m.prober = procfs.NewProber("/proc/self/exe", "probe")
@@ -110,7 +120,9 @@ func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error
 		}
 		return m.link.run(ctx)
 	})
+	g.Add("keeper", m.keep.run)
 	m.queues.work = make(chan struct{}, 1)
+	m.queues.forget = func(generation int) { m.keep.remove(queueEntry(generation)) }
 	g.Add("queues", m.queues.run)
 	m.strays = newStrays(m)
 	g.Add("strays", m.strays.run)
@@ -177,6 +189,13 @@ func (m *master) join() error {
 		return err
 	}
 	m.generation, m.next = 1, 2
+	if m.left != nil {
+		// What was resolved then, and not what the files say now: the generation is the same.
+		version := m.cfg.Version
+		m.cfg = m.left.Config
+		m.cfg.Version = version
+		m.generation, m.next = m.left.Generation, m.left.Next
+	}
 	var f *os.File
 	if m.pred != nil {
 		m.generation = m.pred.Offer().Generation
@@ -217,6 +236,9 @@ func (m *master) introduce() error {
 
 // live is the master's life: start, take charge, govern.
 func (m *master) live(ctx context.Context, charge chan struct{}) error {
+	if m.left != nil {
+		return m.resumed(ctx, charge)
+	}
 	start, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(chan error, 1)

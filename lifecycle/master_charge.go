@@ -21,12 +21,13 @@ func (m *master) sinceBegan() time.Duration { return time.Since(m.began) }
 
 // govern is the life in charge. It returns when everything has stopped or the next master is in charge.
 func (m *master) govern(ctx context.Context) error {
-	if m.pred == nil {
+	if m.pred == nil && m.left == nil {
 		if err := m.firstCharge(); err != nil {
 			return err
 		}
 	}
 	m.wanted = m.started
+	m.note()
 	m.proceed(ctx)
 	gone := m.link.gone
 	for {
@@ -100,17 +101,24 @@ func (m *master) firstCharge() error {
 	if m.cfg.Banner {
 		fmt.Fprint(os.Stderr, m.banner())
 	}
+	m.wanted = m.started
+	m.syncAccount()
+	if err := m.keep.begin(m.snapshot()); err != nil {
+		return err
+	}
+	m.keep.follow(m.snapshot)
 	return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\nSTATUS=" + m.statusLine())
 }
 
 // beginStop acts on the order to stop: it drains everything, or ends it at once.
 func (m *master) beginStop() {
-	m.link.ack(*m.stop)
+	defer m.link.ack(*m.stop) // when it is known to whoever would follow a killed master
 	now := m.stop.Signal == syscall.SIGQUIT
 	if err := m.state.to(Stopping); err != nil {
 		m.log.Error("stop", zap.Error(err))
 		return
 	}
+	m.keep.Sync()
 	m.log.Info("Shutting down", zap.Int("workers", len(m.pool.Workers())), zap.Bool("at_once", now))
 	_ = tellParent("STOPPING=1\nSTATUS=draining")
 	if now {

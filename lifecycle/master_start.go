@@ -20,7 +20,7 @@ import (
 
 // start brings the generation up: release, lanes, previous steps, workers. On return all workers are ready.
 func (m *master) start(ctx context.Context) error {
-	if err := m.queues.init(m.log, m.generation); err != nil {
+	if err := m.openQueue(); err != nil {
 		return err
 	}
 	l, err := m.resolve(m.cfg, 1)
@@ -62,19 +62,8 @@ func (m *master) start(ctx context.Context) error {
 	}
 	m.started = workers
 	var ready atomic.Int64
-	// Also where no worker of this generation needs them: those of older ones may.
-	out, errs := workerpool.NewLines(os.Stdout), workerpool.NewLines(os.Stderr)
-	m.lines = []*workerpool.Lines{out, errs}
-	m.pool = workerpool.New(workerpool.Config{
-		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
-		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal, Watchdog: m.cfg.Watchdog,
-		Log: m.events, Owns: ownsSender, Out: out, Err: errs, Prefix: m.cfg.LogPrefix,
-		Observe: func(e workerpool.Event) {
-			m.observe(e)
-			if e.State == workerpool.Ready && m.state.get() == Starting {
-				m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Ready: int(ready.Add(1)), Total: workers, Limit: m.cfg.StartTimeout})
-			}
-		},
+	m.newPool(l, func() {
+		m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Ready: int(ready.Add(1)), Total: workers, Limit: m.cfg.StartTimeout})
 	})
 	m.pooled.Store(true)
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Total: workers, Limit: m.cfg.StartTimeout})
@@ -83,6 +72,24 @@ func (m *master) start(ctx context.Context) error {
 	}
 	m.prober.Rest() // its helper, if it needed one, is for starts
 	return nil
+}
+
+// newPool makes the pool of this generation's workers. ready is told of each that is ready before this master serves.
+func (m *master) newPool(l *launcher, ready func()) {
+	// Also where no worker of this generation needs them: those of older ones may.
+	out, errs := workerpool.NewLines(os.Stdout), workerpool.NewLines(os.Stderr)
+	m.lines = []*workerpool.Lines{out, errs}
+	m.pool = workerpool.New(workerpool.Config{
+		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
+		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal, Watchdog: m.cfg.Watchdog,
+		Log: m.events, Owns: ownsSender, Out: out, Err: errs, Prefix: m.cfg.LogPrefix, Keeper: m.keep,
+		Observe: func(e workerpool.Event) {
+			m.observe(e)
+			if e.State == workerpool.Ready && m.state.get() == Starting {
+				ready()
+			}
+		},
+	})
 }
 
 // resolve finds the release as it is now: directory, command, environment and credentials, for one revision.
@@ -99,12 +106,11 @@ func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.rel.Store(rel)
 	l := &launcher{release: rel, env: workerEnviron(environ, rel.dirName), generation: m.generation, revision: revision,
 		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile}
 	m.facts.Store(&facts{Generation: m.generation, Revision: revision, MasterPID: os.Getpid(), Began: m.began,
 		ReleaseDir: rel.dirName, Command: cfg.Command, Binary: ownBinary(), Version: cfg.Version})
-	return l, nil
+	return l, m.pin(l)
 }
 
 // steps runs the previous steps for a launcher's workers.
@@ -126,7 +132,7 @@ func (m *master) progress(p upgrade.Progress) {
 
 // claim opens the addresses of the first master.
 func (m *master) claim() (names []string, err error) {
-	m.inv = upgrade.NewInventory(m.flip, m.inventoryOptions())
+	m.inv = upgrade.NewInventory(m.files, m.inventoryOptions())
 	for _, a := range m.cfg.Addresses {
 		if err := m.inv.Claim(a, m.cfg.Accept); err != nil {
 			return nil, errors.Join(err, m.inv.Unlink())
@@ -137,7 +143,7 @@ func (m *master) claim() (names []string, err error) {
 }
 
 func (m *master) inventoryOptions() upgrade.InventoryOptions {
-	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Activated: upgrade.Activated()}
+	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Activated: upgrade.Activated(), Changed: m.keep.Changed}
 }
 
 // borrow asks the master in charge for lanes.
@@ -257,7 +263,11 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 		if in, err = unpack(parcels); err != nil {
 			return err
 		}
-		if inv, err = upgrade.Restore(m.flip, in.state, m.gate.received(), m.inventoryOptions()); err != nil {
+		if inv, err = upgrade.Restore(m.files, in.state, m.gate.received(), m.inventoryOptions()); err != nil {
+			return err
+		}
+		// Should this master die from here on, another one takes its place, and not that of the one before.
+		if err := m.keep.begin(m.firstLedger(inv, in)); err != nil {
 			return err
 		}
 		return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\n" + generationField + "=" + strconv.Itoa(m.generation))
@@ -282,6 +292,10 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	}
 	m.pool.Adopt(in.workers)
 	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
+	m.wanted = m.started
+	m.account.operation = &operationRecord{Kind: control.KindUpgrade, Target: m.generation, Began: in.legacy.Began, Answer: in.legacy.Answer, Done: true}
+	m.syncAccount()
+	m.keep.follow(m.snapshot)
 	close(charge)
 	m.watch.start()
 	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))

@@ -53,6 +53,7 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 		}
 		if n := m.wanted + by; n >= 1 && n <= control.MaxWorkers {
 			m.wanted = n
+			m.note()
 			m.log.Info("Number of workers changed", zap.Int("workers", n))
 		}
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
@@ -169,6 +170,8 @@ func (m *master) begin(ctx context.Context, kind string, answer []uint64, run fu
 		target = m.next - 1
 	}
 	m.op = &operation{kind: kind, cancel: cancel, began: time.Now(), answer: answer, target: target}
+	m.note()
+	m.keep.Sync() // a generation's number is never used again, whoever comes next
 	done := make(chan error, 1)
 	m.opDone = done
 	go func() {
@@ -210,6 +213,7 @@ func (m *master) ended(ctx context.Context, err error) {
 	for _, seq := range op.answer {
 		m.link.answer(seq, result)
 	}
+	m.note()
 	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, and a reload drops the
 	// release before: their descriptors would stay until some collection of garbage, for which an idle master has no
 	// other reason.
@@ -264,7 +268,7 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 			return err
 		}
 		m.op.workers = cfg.Workers
-		before, rel := m.facts.Load(), m.rel.Load()
+		before, pinned := m.facts.Load(), m.pinned.Load()
 		l, err := m.resolve(cfg, revision)
 		if err == nil {
 			err = m.steps(ctx, cfg, l)
@@ -272,7 +276,7 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 		defer func() {
 			if err != nil {
 				m.facts.Store(before)
-				m.rel.Store(rel)
+				err = errors.Join(err, m.pin(pinned))
 			}
 		}()
 		if err != nil {

@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"slices"
@@ -49,6 +48,9 @@ type process struct {
 	generation int
 	announced  bool // it has said MAINPID: it takes charge when the one before has been reaped
 	overdue    *time.Timer
+	exe        *os.File     // its binary, from when it takes charge
+	charged    time.Time    // when it took charge
+	status     pidfd.Status // of a fallen one
 }
 
 type ended struct {
@@ -64,6 +66,7 @@ type parent struct {
 	sock     *notify.Socket
 	socket   *control.Listener
 	link     *packet.Conn
+	linkEnd  *os.File // the masters' end, so that the link survives them
 	signals  chan os.Signal
 	notes    chan notify.Message
 	acks     chan uint64
@@ -74,7 +77,15 @@ type parent struct {
 	over     chan struct{} // closed when govern has ended and nobody listens any more
 	reaped   sync.Map      // statuses by PID, for kernels whose pidfds do not tell them
 
+	cleaned chan struct{} // what a failed master has left is gone
+
 	// The rest belongs to the goroutine of govern.
+	store    *store
+	deaths   int              // of masters in charge, in a row
+	killed   bool             // everything was
+	restartC <-chan time.Time // when the dead one's place is taken
+	cleaning int
+	fallen   *process // had announced itself, and died before its predecessor's end was seen
 	current  *process
 	masters  map[int]*process // all that live, by PID
 	orphaned *process         // the dead master in charge, until it is decided who follows
@@ -92,7 +103,7 @@ type parent struct {
 // no master has printed.
 func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	p := &parent{cfg: cfg, log: log, signals: make(chan os.Signal, 64), notes: make(chan notify.Message),
-		acks: make(chan uint64), commands: make(chan linkMessage), ends: make(chan ended), timeout: make(chan *process), over: make(chan struct{}), masters: make(map[int]*process), again: make(map[syscall.Signal]bool)}
+		acks: make(chan uint64), commands: make(chan linkMessage), ends: make(chan ended), timeout: make(chan *process), cleaned: make(chan struct{}), store: newStore(), over: make(chan struct{}), masters: make(map[int]*process), again: make(map[syscall.Signal]bool)}
 	// First of all: before this line a USR2 would kill.
 	signal.Notify(p.signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT,
 		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
@@ -118,6 +129,7 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 		return 1, err
 	}
 	defer p.link.Close()
+	defer p.linkEnd.Close()
 
 	g := NewGroup(log)
 	if p.socket != nil {
@@ -150,29 +162,13 @@ func (p *parent) startMaster() error {
 	if err != nil {
 		return err
 	}
-	defer theirs.Close()
+	p.linkEnd = theirs
 	if p.link, err = packet.New(mine); err != nil {
 		return err
 	}
-	fd, err := packet.Descriptor(theirs)
+	proc, err := p.spawn(p.cfg.Binary)
 	if err != nil {
 		return err
-	}
-	// tableflip uses 3 and 4 in the masters that follow; the first one finds the link above.
-	const linkFD = 5
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	nullFD := null.Fd()
-	proc, err := pidfd.Start(p.cfg.Binary, append([]string{p.cfg.Binary}, p.cfg.Args...), &syscall.ProcAttr{
-		Env:   masterEnviron(os.Environ(), p.sock.Address(), linkFD),
-		Files: []uintptr{nullFD, os.Stdout.Fd(), os.Stderr.Fd(), nullFD, nullFD, uintptr(fd)},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
-	if err != nil {
-		return fmt.Errorf("start the master: %w", err)
 	}
 	p.current = p.adopt(proc, 1)
 	return nil
@@ -199,7 +195,7 @@ func (p *parent) adopt(proc *pidfd.Process, generation int) *process {
 func (p *parent) hearNotes(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { _ = p.sock.SetReadDeadline(time.Unix(1, 0)) })()
 	for {
-		m, err := p.sock.Receive()
+		m, err := p.sock.ReceiveFDs()
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -211,6 +207,7 @@ func (p *parent) hearNotes(ctx context.Context) error {
 		select {
 		case p.notes <- m:
 		case <-ctx.Done():
+			notify.CloseFDs(m.FDs)
 			return ctx.Err()
 		}
 	}
@@ -222,7 +219,7 @@ func (p *parent) hearLink(ctx context.Context) error {
 	for {
 		var m linkMessage
 		files, err := p.link.Receive(&m)
-		if err != nil { // the end: no master is left, which their pidfds tell
+		if err != nil { // garbage; there is no end of the link while we hold both
 			<-ctx.Done()
 			return ctx.Err()
 		}
@@ -260,10 +257,21 @@ func (p *parent) govern(ctx context.Context) error {
 			}
 		case m := <-p.timeout:
 			p.overdue(m)
+		case <-p.cleaned:
+			if p.cleaning--; p.orphaned != nil && p.decide() {
+				return p.end(ctx)
+			}
+		case <-p.restartC:
+			if p.startAgain() {
+				return p.end(ctx)
+			}
 		case <-p.kill:
-			p.kill = nil
+			p.kill, p.killed = nil, true
 			p.log.Error("Master does not end; the parent ends everything")
 			_, _ = procfs.SignalDescendants(os.Getpid(), syscall.SIGKILL)
+			if p.current == nil && len(p.masters) == 0 {
+				return p.end(ctx)
+			}
 		}
 	}
 }
@@ -277,6 +285,9 @@ func (p *parent) signal(sig syscall.Signal) {
 		}
 	case syscall.SIGQUIT:
 		p.stopping++
+	}
+	if p.stopping > 0 && p.restartC != nil {
+		p.restartC = time.After(0) // whoever wants it to end does not wait for a pause
 	}
 	if sig == syscall.SIGQUIT && p.kill == nil {
 		p.kill = time.After(endedMaster)

@@ -37,10 +37,14 @@ func (p *parent) note(m notify.Message) bool {
 		return p.decide()
 	}
 	from := p.masters[m.PID]
+	if from == nil && p.orphaned != nil && p.orphaned.PID() == m.PID {
+		from = p.orphaned // what it said before it died counts
+	}
 	if g, ok := m.Fields[generationField]; ok && from == nil && descends(m.PID) {
 		generation, err := strconv.Atoi(g)
 		proc, openErr := pidfd.Open(m.PID)
 		if err != nil || openErr != nil {
+			notify.CloseFDs(m.FDs)
 			return false // dead already, or nonsense
 		}
 		from = p.adopt(proc, generation)
@@ -54,14 +58,19 @@ func (p *parent) note(m notify.Message) bool {
 		p.log.Info("Started parent process", fPID(os.Getpid()))
 	}
 	if from == nil {
-		p.log.Warn("notify message from a stranger ignored", fPID(m.PID))
+		notify.CloseFDs(m.FDs)
+		if m.Fields["FDSTOREREMOVE"] == "" && m.Fields["FDSTORE"] == "" { // a dead candidate's are no news
+			p.log.Warn("notify message from a stranger ignored", fPID(m.PID))
+		}
 		return false
 	}
+	p.stored(from, m.Fields, m.FDs)
 	if m.Fields["MAINPID"] == strconv.Itoa(m.PID) {
 		if from == p.current {
-			p.inCharge = true
-		} else if !from.announced {
+			p.charge(from)
+		} else if !from.announced && from != p.orphaned {
 			from.announced = true
+			p.holdBinary(from)
 			if p.orphaned != nil {
 				return p.decide()
 			}
@@ -102,6 +111,12 @@ func (p *parent) watchOver(m *process, d time.Duration) {
 
 // overdue ends a master that should have ended.
 func (p *parent) overdue(m *process) {
+	if m == p.current && p.fallen != nil {
+		// Its successor died before it was heard, so it serves on, and has ended what that one had started.
+		p.dropFallen()
+		m.overdue = nil
+		return
+	}
 	p.log.Error("Master is overdue and is killed", fPID(m.PID()), fGeneration(m.generation))
 	_ = m.Signal(syscall.SIGKILL)
 }
@@ -113,17 +128,34 @@ func (p *parent) ended(e ended) bool {
 	if m.overdue != nil {
 		m.overdue.Stop()
 	}
-	m.Close()
 	if m != p.current {
-		// It never took charge. The master in charge ends what it started, unless it died as well.
-		go endSession(m.PID())
-		if p.orphaned != nil {
-			return p.decide()
+		if m.announced && p.current != nil {
+			// Whether it was in charge shows in what its predecessor does now: end, or serve on.
+			p.dropFallen()
+			p.fallen, m.status = m, e.status
+			return false
 		}
+		// It never took charge. The master in charge ends what it started, unless it died as well.
+		if p.orphaned != nil && m.exe != nil && p.orphaned.exe == nil {
+			p.orphaned.exe, m.exe = m.exe, nil // of one that was to take its place
+		}
+		m.release()
+		p.cleanUp(m)
 		return false
+	}
+	m.Close()
+	if !m.charged.IsZero() && time.Since(m.charged) > restartStable {
+		p.deaths = 0
 	}
 	p.orphaned, p.current = m, nil
 	p.status = statusOf(e.status)
+	if f := p.fallen; f != nil && p.status == 0 {
+		// It had handed over.
+		p.fallen = nil
+		p.promote(f)
+		p.orphaned, p.current, p.status = f, nil, statusOf(f.status)
+	}
+	p.dropFallen()
 	// Who follows is clear when all has been heard that was said before.
 	if err := p.tellSelf(); err != nil {
 		p.log.Error("cannot tell who follows", zap.Error(err))
@@ -134,6 +166,9 @@ func (p *parent) ended(e ended) bool {
 
 // decide finds the successor of the dead master in charge; true: there is none.
 func (p *parent) decide() bool {
+	if p.cleaning > 0 {
+		return false // asked again when that is done
+	}
 	var undecided bool
 	for _, m := range p.masters {
 		if m.announced {
@@ -144,7 +179,25 @@ func (p *parent) decide() bool {
 		p.watchOver(m, undecidedMaster)
 		undecided = true
 	}
-	return !undecided
+	return !undecided && !p.restart()
+}
+
+// charge notes that a master is in charge.
+func (p *parent) charge(m *process) {
+	p.inCharge = true
+	if m.charged.IsZero() {
+		m.charged = time.Now()
+	}
+	p.holdBinary(m)
+}
+
+// dropFallen forgets a master that had announced itself and was not in charge.
+func (p *parent) dropFallen() {
+	if p.fallen != nil {
+		p.fallen.release()
+		p.cleanUp(p.fallen)
+		p.fallen = nil
+	}
 }
 
 // promote puts a master in charge.
@@ -154,7 +207,12 @@ func (p *parent) promote(m *process) {
 		m.overdue = nil
 	}
 	p.log.Debug("master in charge", fPID(m.PID()), fGeneration(m.generation))
-	p.current, p.orphaned, p.inCharge, p.status = m, nil, true, 0
+	if p.orphaned != nil {
+		p.store.inherit(p.orphaned.PID(), m.PID())
+		p.orphaned.release()
+	}
+	p.current, p.orphaned, p.status, p.restartC = m, nil, 0, nil
+	p.charge(m)
 	clear(p.again) // what nobody has acted on comes after all that was asked for
 	for _, msg := range p.unacked {
 		p.send(msg)

@@ -39,7 +39,8 @@ func (q *queue) close() {
 // queues are the handoff queues that a master holds: its own generation's, and those of older ones that still drain,
 // whose leftovers it moves into its own.
 type queues struct {
-	log *zap.Logger
+	log    *zap.Logger
+	forget func(generation int) // the parent need not keep a queue any more
 
 	mu    sync.Mutex
 	own   queue
@@ -49,15 +50,20 @@ type queues struct {
 	work  chan struct{}      // tells run that there are older queues
 }
 
-func (q *queues) init(log *zap.Logger, generation int) error {
+// openQueue opens the queue of this master's generation.
+func (m *master) openQueue() error {
 	recv, send, err := handoff.NewPair()
 	if err != nil {
 		return fmt.Errorf("handoff queue: %w", err)
 	}
+	m.queues.init(m.log, queue{generation: m.generation, recv: recv, send: send})
+	return m.keep.store(queueEntry(m.generation), recv, send)
+}
+
+func (q *queues) init(log *zap.Logger, own queue) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.log, q.own = log, queue{generation: generation, recv: recv, send: send}
-	return nil
+	q.log, q.own = log, own
 }
 
 // inherit takes over the queues of older generations.
@@ -129,6 +135,9 @@ func (q *queues) sweep() bool {
 			continue
 		}
 		o.close()
+		if q.forget != nil {
+			q.forget(o.generation)
+		}
 	}
 	q.older = left
 	return len(left) > 0

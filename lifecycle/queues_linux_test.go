@@ -16,10 +16,12 @@ import (
 func newQueues(t *testing.T) (q *queues, older queue) {
 	t.Helper()
 	q = &queues{work: make(chan struct{}, 1)}
-	if err := q.init(zap.NewNop(), 3); err != nil {
+	recv, send, err := handoff.NewPair()
+	if err != nil {
 		t.Fatal(err)
 	}
-	recv, send, err := handoff.NewPair()
+	q.init(zap.NewNop(), queue{generation: 3, recv: recv, send: send})
+	recv, send, err = handoff.NewPair()
 	if err != nil {
 		t.Fatal(err)
 	}

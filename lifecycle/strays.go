@@ -156,7 +156,7 @@ func (s *strays) start() (*relay.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	rel := s.m.rel.Load()
+	rel := s.m.pinned.Load().release
 	err = s.m.pool.StartHelper("relay", workerpool.Launch{
 		Path: "/proc/self/exe", Args: []string{"gapless", relayVerb}, Dir: rel.dir,
 		Env:   workerEnviron(os.Environ(), rel.dirName),

@@ -34,8 +34,13 @@ type tickets struct {
 	log *zap.Logger
 }
 
-// openTickets takes over the keys of the masters before, or makes some.
-func openTickets(files upgrade.Files, log *zap.Logger) (*tickets, error) {
+// openTickets takes over the keys of the masters before, or makes some. left is what a dead master left; nil: there is none.
+func openTickets(files upgrade.Files, left *heritage, log *zap.Logger) (*tickets, error) {
+	if left != nil {
+		if f := left.store.take(ticketsFile, 1); f != nil {
+			return &tickets{f[0], log}, files.AddFile(ticketsFile, f[0])
+		}
+	}
 	f, err := files.File(ticketsFile)
 	if err != nil {
 		return nil, fmt.Errorf("ticket keys: %w", err)

@@ -75,6 +75,9 @@ type Files interface {
 type InventoryOptions struct {
 	// Logger takes one debug line per move of a lane, and warnings. Default: none.
 	Logger *zap.Logger
+	// Changed is told of everything that makes State return something else. It must not block, nor call the inventory.
+	// Default: nobody is told.
+	Changed func()
 	// Owner names who listens at an address ("pid 812 (nginx)"), or returns "" when nothing tells. Default: never tells.
 	Owner func(network, addr string) string
 	// Activated holds the sockets that addresses of NetworkFD may claim, by name; see Activated. Claim takes the first of
@@ -96,6 +99,7 @@ type InventoryOptions struct {
 type Inventory struct {
 	files     Files
 	log       *zap.Logger
+	changed   func()
 	owner     func(network, addr string) string
 	activated map[string][]*os.File
 	attach    func(*os.File, []bpf.RawInstruction) error // replaced in tests that follow what the kernel is given
@@ -118,9 +122,12 @@ type group struct {
 
 // NewInventory returns an empty inventory that keeps its descriptors in files.
 func NewInventory(files Files, opts InventoryOptions) *Inventory {
-	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, activated: opts.Activated, attach: attach}
+	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, changed: opts.Changed, activated: opts.Activated, attach: attach}
 	if inv.log == nil {
 		inv.log = zap.NewNop()
+	}
+	if inv.changed == nil {
+		inv.changed = func() {}
 	}
 	if inv.owner == nil {
 		inv.owner = func(string, string) string { return "" }
@@ -358,10 +365,12 @@ func (inv *Inventory) add(g *group, file *os.File) error {
 	}
 	g.lanes = append(g.lanes, l)
 	g.next++
+	inv.changed()
 	return nil
 }
 
 func (inv *Inventory) observe(l *Lane, from, to LaneState) {
+	inv.changed()
 	inv.log.Debug("lane moved", zap.String("lane", l.name), zap.Stringer("from", from), zap.Stringer("state", to),
 		zap.Int("weight", l.weight))
 }

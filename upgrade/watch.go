@@ -174,6 +174,7 @@ func (inv *Inventory) repair(g *group, shut []*Lane) {
 		}
 		g.lanes = append(g.lanes, l)
 	}
+	inv.changed()
 	if err := inv.reapply(g); err != nil {
 		log.Warn("program not replaced", zap.Error(err))
 	}

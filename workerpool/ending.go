@@ -31,6 +31,7 @@ func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
 		w.gets.Extra = o.Extra
 	}
 	w.mu.Unlock()
+	w.pool.cfg.Keeper.Changed()
 	if w.takesDrain {
 		var queue *os.File
 		if !o.Stop && o.Queue != nil && w.snapshot().Handoff {
@@ -83,6 +84,7 @@ func (w *worker) exited(order *Order) {
 		w.failure = &StartError{Worker: info.ID, Status: status, Tail: w.out.lastLines()}
 	}
 	w.to(Exited, status.String())
+	w.pool.cfg.Keeper.Forget(info.ID)
 	w.pool.cfg.Gate.Release(w.snapshot(), info.State)
 	w.close() // from here on nobody records it; and whoever waits for the last worker finds nothing left open
 	w.pool.exited(w, info.State, status)

@@ -20,6 +20,7 @@ type Record struct {
 	Due        time.Time `json:"due"` // when its time to drain ends; zero: never
 	Progress   progress  `json:"progress,omitzero"`
 	TakesDrain bool      `json:"takes_drain"`
+	Tells      bool      `json:"tells,omitempty"` // it will say by itself that it is ready
 	NotifyName string    `json:"notify,omitempty"`
 	Partial    [][]byte  `json:"partial,omitempty"`
 	Dropped    [2]int    `json:"dropped,omitzero"` // lines of any worker that could not be written, in the first record
@@ -131,7 +132,7 @@ func (w *worker) record() (r Record, err error) {
 		w.out.pause()
 	}
 	w.mu.Lock()
-	r = Record{Info: w.info, Due: w.due, Progress: w.gets, TakesDrain: w.takesDrain}
+	r = w.recordLocked()
 	w.mu.Unlock()
 	if r.State == Exited {
 		return r, errGone
@@ -197,8 +198,18 @@ func (p *Pool) adopt(r *Record) error {
 		return err
 	}
 	w := newWorker(p, r.Info, proc)
-	w.due, w.gets, w.takesDrain = r.Due, r.Progress, r.TakesDrain
 	w.wasUp = true // what it was is its own generation's history; nobody waits for it
+	if err := w.takeOver(r, nil); err != nil {
+		return err
+	}
+	p.run(w)
+	return nil
+}
+
+// takeOver gives the worker what its record tells and holds.
+func (w *worker) takeOver(r *Record, onLine func([]byte)) (err error) {
+	p := w.pool
+	w.due, w.gets, w.takesDrain, w.tellsItself = r.Due, r.Progress, r.TakesDrain, r.Tells
 	if f := r.take(kindChannel); f != nil {
 		if w.ch, err = channel.New(f); err != nil {
 			return err
@@ -212,9 +223,8 @@ func (p *Pool) adopt(r *Record) error {
 		}
 	}
 	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
-		w.out = resumeOutput(so, se, r.Partial, nil)
+		w.out = resumeOutput(so, se, r.Partial, onLine)
 		p.route(w.out, r.Info)
 	}
-	p.run(w)
 	return nil
 }

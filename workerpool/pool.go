@@ -44,6 +44,9 @@ type Config struct {
 	Prefix   bool
 	Watchdog time.Duration // told to the workers as WATCHDOG_USEC; 0: none
 
+	// Keeper keeps what another process needs to take the workers over if this one is killed; nil: nobody does.
+	Keeper Keeper
+
 	Log *zap.Logger
 	// Observe is told of every change of state, under no lock, in the order of the changes of each worker. It must
 	// not block.
@@ -88,6 +91,9 @@ func New(cfg Config) *Pool {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
+	if cfg.Keeper == nil {
+		cfg.Keeper = noKeeper{}
+	}
 	if cfg.Owns == nil {
 		cfg.Owns = func(worker, sender int) bool { return worker == sender }
 	}
@@ -128,8 +134,10 @@ func (p *Pool) StartHelper(role string, l Launch) error {
 	info := Info{ID: ID{Slot: -1, Generation: p.cfg.Generation, PID: proc.PID()}, Role: role, State: Ready, Started: now, Since: now}
 	w := newWorker(p, info, proc)
 	w.wasUp = true
+	p.keep(w)
 	p.observe(Event{Info: info, From: Starting})
 	p.run(w)
+	p.cfg.Keeper.Changed()
 	return nil
 }
 
@@ -223,6 +231,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	if heard != nil {
 		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
 	}
+	p.keep(w)
 	return w, nil
 }
 

@@ -74,7 +74,7 @@ type worker struct {
 
 	takesDrain bool // written by its goroutine, under mu
 
-	tellsItself bool // it has said hello; its goroutine's
+	tellsItself bool // it has said hello; written by its goroutine, under mu
 
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
@@ -141,6 +141,7 @@ func (w *worker) to(next State, reason string) {
 	w.info.State, w.info.Since, w.info.Reason = next, now, reason
 	info := w.info
 	w.mu.Unlock()
+	w.pool.cfg.Keeper.Changed()
 	w.pool.observe(Event{Info: info, From: prev, Took: took})
 }
 
@@ -342,12 +343,14 @@ func (w *worker) isTold() bool {
 }
 
 func (w *worker) becomeReady(how string) {
+	w.pool.cfg.Keeper.Sync() // whoever follows a killed master must know of every worker that clients have met
 	if err := w.pool.cfg.Gate.Admit(w.snapshot()); err != nil {
 		w.fail(fmt.Errorf("give it new connections: %w", err))
 		return
 	}
 	w.wasUp = true
 	w.to(Ready, how)
+	w.pool.cfg.Keeper.Sync() // it does not say twice that it is ready, and what it takes
 	close(w.ready)
 }
 
@@ -381,7 +384,10 @@ func (w *worker) hear(said any) bool {
 	ready := false
 	switch m := said.(type) {
 	case channel.Hello:
+		w.mu.Lock()
 		w.tellsItself = true
+		w.mu.Unlock()
+		w.pool.cfg.Keeper.Changed()
 	case channel.Ready:
 		w.mu.Lock()
 		w.takesDrain = m.Drain

@@ -25,6 +25,10 @@ type Message struct {
 	PID    int
 	UID    int
 	Fields map[string]string
+	// FDs are the descriptors that came along: bare numbers, close-on-exec, the receiver's to close. Only ReceiveFDs
+	// passes them on. They are no files because an os.File of a listening socket would wake this process for each of its
+	// connections.
+	FDs []int
 }
 
 // Ready tells whether the message says READY=1.

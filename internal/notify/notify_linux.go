@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"time"
 
 	"gapless/internal/packet"
 
@@ -36,32 +38,91 @@ func Listen() (*Socket, error) {
 // Receive reads one message. Descriptors that came along are closed. A datagram that is no message is ErrForeign, and
 // the caller goes on.
 func (s *Socket) Receive() (Message, error) {
+	m, err := s.ReceiveFDs()
+	CloseFDs(m.FDs)
+	m.FDs = nil
+	return m, err
+}
+
+// CloseFDs closes what ReceiveFDs has returned.
+func CloseFDs(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // there is nothing that a caller could do about an error
+	}
+}
+
+// ReceiveFDs is Receive for one who keeps the descriptors.
+func (s *Socket) ReceiveFDs() (m Message, err error) {
+	defer func() {
+		if err != nil {
+			CloseFDs(m.FDs)
+			m.FDs = nil
+		}
+	}()
 	buf := make([]byte, maxDatagram)
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*packet.MaxFiles))
 	n, oobn, _, _, err := s.uc.ReadMsgUnix(buf, oob)
 	if err != nil {
-		return Message{}, err
+		return m, err
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return Message{}, ErrForeign
+		return m, ErrForeign
 	}
-	m := Message{Fields: Parse(buf[:n])}
+	m.Fields = Parse(buf[:n])
 	for i := range msgs {
 		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
+			m.FDs = append(m.FDs, fds...)
 		}
 		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
 			m.PID, m.UID = int(cred.Pid), int(cred.Uid)
 		}
 	}
 	if m.PID == 0 || len(m.Fields) == 0 {
-		return Message{}, ErrForeign
+		return m, ErrForeign
 	}
 	return m, nil
 }
 
 // File returns a duplicate of the socket's descriptor, to hand it to the next master.
 func (s *Socket) File() (*os.File, error) { return packet.Dup(s.uc, "notify "+s.address) }
+
+// sendPatience bounds what a receiver that does not read can cost.
+const sendPatience = 2 * time.Second
+
+// Send writes one message, with files travelling beside it, to the socket of this address. Once it has returned nil the
+// message and the files are safe from the end of this process. The files stay the caller's.
+func Send(address, state string, files ...*os.File) error {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fd, err := packet.Descriptor(f)
+		if err != nil {
+			return fmt.Errorf("send %s: %w", f.Name(), err)
+		}
+		fds[i] = fd
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	// A socket per message: it is rare, and a blocking one with a limit needs no goroutine.
+	sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("notify %s: %w", address, err)
+	}
+	defer func() { _ = unix.Close(sock) }()
+	limit := unix.NsecToTimeval(int64(sendPatience))
+	err = unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
+	for err == nil {
+		if err = unix.Sendmsg(sock, []byte(state), oob, &unix.SockaddrUnix{Name: address}, unix.MSG_NOSIGNAL); err == unix.EINTR {
+			err = nil
+			continue
+		}
+		break
+	}
+	if err != nil {
+		return fmt.Errorf("notify %s: %w", address, err)
+	}
+	runtime.KeepAlive(files)
+	return nil
+}

@@ -18,3 +18,12 @@ func (s *Socket) Receive() (Message, error) { return Message{}, errLinux }
 
 // File fails: see errLinux.
 func (s *Socket) File() (*os.File, error) { return nil, errLinux }
+
+// ReceiveFDs fails: see errLinux.
+func (s *Socket) ReceiveFDs() (Message, error) { return Message{}, errLinux }
+
+// CloseFDs does nothing: there are none.
+func CloseFDs([]int) {}
+
+// Send fails: see errLinux.
+func Send(string, string, ...*os.File) error { return errLinux }

@@ -1,0 +1,183 @@
+package lifecycle
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"gapless/internal/notify"
+	"gapless/internal/packet"
+	"gapless/internal/pidfd"
+
+	"go.uber.org/zap"
+)
+
+// The pause before a dead master's place is taken: none at first, then twice as long each time.
+const (
+	restartFirst = 100 * time.Millisecond
+	restartMost  = 30 * time.Second
+	// restartStable is how long a master must have been in charge for its death to be the first in a row.
+	restartStable = time.Minute
+)
+
+// masterBase is the number of the first descriptor of the store in a master that gets it: tableflip uses 3 and 4, and the
+// link is 5.
+const (
+	masterLinkFD  = 5
+	masterStoreFD = 6
+)
+
+// restartPause is the pause before the nth start in a row, by up to a tenth shorter by chance.
+func restartPause(n int, random float64) time.Duration {
+	if n <= 1 {
+		return 0
+	}
+	d := restartMost
+	if n-2 < 16 {
+		d = min(restartMost, restartFirst<<(n-2))
+	}
+	return d - time.Duration(random*float64(d)/10)
+}
+
+// restart has another master take the place of the dead one in charge, soon. false: it had its reasons to end, or there is
+// nothing to take over.
+func (p *parent) restart() bool {
+	dead := p.orphaned
+	if !p.inCharge || p.killed || p.status == 0 || !p.store.has(ledgerName+"0", dead.PID()) {
+		return false
+	}
+	if p.restartC != nil { // one is planned
+		return true
+	}
+	p.deaths++
+	pause := restartPause(p.deaths, rand.Float64())
+	p.log.Error("The master has died; another one takes its place", fPID(dead.PID()), fGeneration(dead.generation),
+		zap.Int("status", p.status), zap.Duration("pause", pause))
+	p.restartC = time.After(pause)
+	return true
+}
+
+// startAgain starts the master in the dead one's place; true: that is given up.
+func (p *parent) startAgain() bool {
+	p.restartC = nil
+	if p.orphaned == nil {
+		return false
+	}
+	proc, err := p.spawnWithStore(p.orphaned)
+	if err != nil {
+		p.log.Error("No master can be started; trying again", zap.Error(err))
+		return !p.restart()
+	}
+	m := p.adopt(proc, p.orphaned.generation)
+	m.exe, p.orphaned.exe = p.orphaned.exe, nil
+	p.watchOver(m, undecidedMaster)
+	return false
+}
+
+// spawnWithStore starts the binary that the dead master ran, whatever is on disk now.
+func (p *parent) spawnWithStore(dead *process) (*pidfd.Process, error) {
+	contents, fds := p.store.contents(dead.PID())
+	list, err := contents.pack()
+	if err != nil {
+		return nil, err
+	}
+	defer list.Close()
+	listFD, err := packet.Descriptor(list)
+	if err != nil {
+		return nil, err
+	}
+	path := p.cfg.Binary
+	if dead.exe != nil {
+		n, err := packet.Descriptor(dead.exe)
+		if err != nil {
+			return nil, err
+		}
+		path = "/proc/self/fd/" + strconv.Itoa(n)
+	}
+	return p.spawn(path, []int{listFD}, fds)
+}
+
+// spawn starts a master. Behind the link it inherits what is given.
+func (p *parent) spawn(path string, more ...[]int) (*pidfd.Process, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	link, err := packet.Descriptor(p.linkEnd)
+	if err != nil {
+		return nil, err
+	}
+	nullFD := null.Fd()
+	files := []uintptr{nullFD, os.Stdout.Fd(), os.Stderr.Fd(), nullFD, nullFD, uintptr(link)}
+	for _, fds := range more {
+		for _, fd := range fds {
+			files = append(files, uintptr(fd))
+		}
+	}
+	env := masterEnviron(os.Environ(), p.sock.Address(), masterLinkFD)
+	if len(more) > 0 {
+		env = append(env, storeVariable+"="+strconv.Itoa(masterStoreFD))
+	}
+	proc, err := pidfd.Start(path, append([]string{p.cfg.Binary}, p.cfg.Args...), &syscall.ProcAttr{
+		Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the master: %w", err)
+	}
+	return proc, nil
+}
+
+// holdBinary keeps the binary that a master runs, for the case that it dies.
+func (p *parent) holdBinary(m *process) {
+	if m.exe != nil {
+		return
+	}
+	f, err := openPinned("/proc/" + strconv.Itoa(m.PID()) + "/exe")
+	if err != nil {
+		p.log.Warn("The master's binary cannot be held; should it die, what is then on disk takes its place", fPID(m.PID()), zap.Error(err))
+		return
+	}
+	m.exe = f
+}
+
+// release closes what the parent holds of a master.
+func (m *process) release() {
+	if m.exe != nil {
+		m.exe.Close()
+		m.exe = nil
+	}
+	m.Close()
+}
+
+// stored acts on a master's words about the store.
+func (p *parent) stored(from *process, fields map[string]string, fds []int) {
+	name := fields["FDNAME"]
+	switch {
+	case fields["FDSTOREREMOVE"] == "1":
+		p.store.remove(name, from.PID(), from == p.current || from == p.orphaned)
+	case fields["FDSTORE"] == "1":
+		if err := p.store.put(name, from.PID(), fds); err != nil {
+			p.log.Error("Not stored", fPID(from.PID()), zap.Error(err))
+		}
+		return
+	}
+	notify.CloseFDs(fds)
+}
+
+// cleanUp ends what a master that never took charge has left, and keeps nothing of it. What comes next waits for that: the
+// lanes that it had are given to others.
+func (p *parent) cleanUp(m *process) {
+	p.store.forget(m.PID())
+	p.cleaning++
+	go func() { // ends within endWait, or with govern
+		endSession(m.PID())
+		select {
+		case p.cleaned <- struct{}{}:
+		case <-p.over:
+		}
+	}()
+}
