@@ -96,18 +96,21 @@ func (m *master) firstCharge() error {
 	}
 	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
 	m.watch.start()
-	m.log.Info("Application startup complete", zap.Strings("addresses", m.serving()), zap.Int("workers", m.cfg.Workers),
-		zap.Strings("accept", m.accepts()), zap.Duration("took", m.sinceBegan()))
-	if m.cfg.Banner {
-		fmt.Fprint(os.Stderr, m.banner())
-	}
 	m.wanted = m.started
 	m.syncAccount()
 	if err := m.keep.begin(m.snapshot()); err != nil {
 		return err
 	}
 	m.keep.follow(m.snapshot)
-	return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\nSTATUS=" + m.statusLine())
+	if err := tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\nSTATUS=" + m.statusLine()); err != nil {
+		return err
+	}
+	m.log.Info("Application startup complete", zap.Strings("addresses", m.serving()), zap.Int("workers", m.cfg.Workers),
+		zap.Strings("accept", m.accepts()), zap.Duration("took", m.sinceBegan()))
+	if m.cfg.Banner {
+		fmt.Fprint(os.Stderr, m.banner())
+	}
+	return nil
 }
 
 // beginStop acts on the order to stop: it drains everything, or ends it at once.

@@ -171,6 +171,7 @@ func (p *parent) startMaster() error {
 		return err
 	}
 	p.current = p.adopt(proc, 1)
+	p.holdBinary(p.current)
 	return nil
 }
 

@@ -48,6 +48,7 @@ func (p *parent) note(m notify.Message) bool {
 			return false // dead already, or nonsense
 		}
 		from = p.adopt(proc, generation)
+		p.holdBinary(from)
 	}
 	if from == p.current && !p.inCharge && m.Fields["MAINPID"] == "" && m.Fields[generationField] != "" {
 		// Not earlier: a start that fails at the first look is one line on the terminal, and no story.
@@ -66,11 +67,10 @@ func (p *parent) note(m notify.Message) bool {
 	}
 	p.stored(from, m.Fields, m.FDs)
 	if m.Fields["MAINPID"] == strconv.Itoa(m.PID) {
-		if from == p.current {
+		if from == p.current || from == p.orphaned {
 			p.charge(from)
-		} else if !from.announced && from != p.orphaned {
+		} else if !from.announced {
 			from.announced = true
-			p.holdBinary(from)
 			if p.orphaned != nil {
 				return p.decide()
 			}
@@ -188,7 +188,6 @@ func (p *parent) charge(m *process) {
 	if m.charged.IsZero() {
 		m.charged = time.Now()
 	}
-	p.holdBinary(m)
 }
 
 // dropFallen forgets a master that had announced itself and was not in charge.

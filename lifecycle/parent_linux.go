@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"fmt"
 	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,4 +25,20 @@ func (p *parent) tellSelf() error {
 	defer c.Close()
 	_, err = c.Write([]byte(sentinelField + "=1"))
 	return err
+}
+
+// dupBeyond duplicates a file's descriptor to a number of at least least.
+func dupBeyond(f *os.File, least int) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var dupErr error
+	if err := raw.Control(func(orig uintptr) { fd, dupErr = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, least) }); err != nil {
+		return -1, err
+	}
+	if dupErr != nil {
+		return -1, fmt.Errorf("hold the master's binary as descriptor %d: %w", least, dupErr)
+	}
+	return fd, nil
 }

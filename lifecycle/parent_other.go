@@ -2,10 +2,15 @@
 
 package lifecycle
 
-import "errors"
+import (
+	"errors"
+	"os"
+)
 
 var errLinux = errors.New("gapless run needs Linux: masters and workers are watched through pidfds")
 
 func becomeSubreaper() error { return errLinux }
 
 func (p *parent) tellSelf() error { return errLinux }
+
+func dupBeyond(*os.File, int) (int, error) { return -1, errLinux }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -89,15 +90,18 @@ func (p *parent) spawnWithStore(dead *process) (*pidfd.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := p.cfg.Binary
-	if dead.exe != nil {
-		n, err := packet.Descriptor(dead.exe)
-		if err != nil {
-			return nil, err
-		}
-		path = "/proc/self/fd/" + strconv.Itoa(n)
+	if dead.exe == nil {
+		return p.spawn(p.cfg.Binary, []int{listFD}, fds)
 	}
-	return p.spawn(path, []int{listFD}, fds)
+	// The descriptors are put into their places before the binary is looked up, so its own number must be beyond all of
+	// those, and beyond where they are moved to on the way.
+	beyond := masterStoreFD + len(fds) + 1
+	exe, err := dupBeyond(dead.exe, 2*max(beyond, slices.Max(append(fds, listFD)))+16)
+	if err != nil {
+		return nil, err
+	}
+	defer notify.CloseFDs([]int{exe})
+	return p.spawn("/proc/self/fd/"+strconv.Itoa(exe), []int{listFD}, fds)
 }
 
 // spawn starts a master. Behind the link it inherits what is given.

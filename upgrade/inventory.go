@@ -126,9 +126,6 @@ func NewInventory(files Files, opts InventoryOptions) *Inventory {
 	if inv.log == nil {
 		inv.log = zap.NewNop()
 	}
-	if inv.changed == nil {
-		inv.changed = func() {}
-	}
 	if inv.owner == nil {
 		inv.owner = func(string, string) string { return "" }
 	}
@@ -365,12 +362,19 @@ func (inv *Inventory) add(g *group, file *os.File) error {
 	}
 	g.lanes = append(g.lanes, l)
 	g.next++
-	inv.changed()
+	inv.tell()
 	return nil
 }
 
+// tell says that State returns something else now.
+func (inv *Inventory) tell() {
+	if inv.changed != nil {
+		inv.changed()
+	}
+}
+
 func (inv *Inventory) observe(l *Lane, from, to LaneState) {
-	inv.changed()
+	inv.tell()
 	inv.log.Debug("lane moved", zap.String("lane", l.name), zap.Stringer("from", from), zap.Stringer("state", to),
 		zap.Int("weight", l.weight))
 }

@@ -174,7 +174,7 @@ func (inv *Inventory) repair(g *group, shut []*Lane) {
 		}
 		g.lanes = append(g.lanes, l)
 	}
-	inv.changed()
+	inv.tell()
 	if err := inv.reapply(g); err != nil {
 		log.Warn("program not replaced", zap.Error(err))
 	}
