@@ -143,7 +143,7 @@ func (m *master) claim() (names []string, err error) {
 }
 
 func (m *master) inventoryOptions() upgrade.InventoryOptions {
-	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Activated: upgrade.Activated(), Changed: m.keep.Changed}
+	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Leftovers: leftovers, Activated: upgrade.Activated(), Changed: m.keep.Changed}
 }
 
 // borrow asks the master in charge for lanes.

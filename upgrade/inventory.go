@@ -80,6 +80,9 @@ type InventoryOptions struct {
 	Changed func()
 	// Owner names who listens at an address ("pid 812 (nginx)"), or returns "" when nothing tells. Default: never tells.
 	Owner func(network, addr string) string
+	// Leftovers returns the processes that listen at an address and that nobody looks after any more: those of an earlier run
+	// that was killed. Default: there are none.
+	Leftovers func(network, addr string) []int
 	// Activated holds the sockets that addresses of NetworkFD may claim, by name; see Activated. Claim takes the first of
 	// a name and owns it from then on. Default: none.
 	Activated map[string][]*os.File
@@ -99,6 +102,7 @@ type InventoryOptions struct {
 type Inventory struct {
 	files     Files
 	log       *zap.Logger
+	leftovers func(network, addr string) []int
 	changed   func()
 	owner     func(network, addr string) string
 	activated map[string][]*os.File
@@ -122,7 +126,7 @@ type group struct {
 
 // NewInventory returns an empty inventory that keeps its descriptors in files.
 func NewInventory(files Files, opts InventoryOptions) *Inventory {
-	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, changed: opts.Changed, activated: opts.Activated, attach: attach}
+	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, changed: opts.Changed, leftovers: opts.Leftovers, activated: opts.Activated, attach: attach}
 	if inv.log == nil {
 		inv.log = zap.NewNop()
 	}

@@ -144,6 +144,10 @@ func socketName(file *os.File) (sa unix.Sockaddr, err error) {
 func (inv *Inventory) explain(addr Address, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
+		if pids := inv.left(addr); len(pids) > 0 {
+			return fmt.Errorf("listen at %s: %w by what a gapless left behind that was killed: pid %s; end it with: kill %s", addr, ErrAddressInUse,
+				strings.Join(pids, ", "), strings.Join(pids, " "))
+		}
 		by := inv.owner(addr.Network, addr.Addr)
 		if by == "" {
 			by = "another process"
@@ -160,6 +164,17 @@ func (inv *Inventory) explain(addr Address, err error) error {
 	default:
 		return fmt.Errorf("listen at %s: %w", addr, err)
 	}
+}
+
+// left returns the PIDs of leftovers at an address.
+func (inv *Inventory) left(addr Address) (pids []string) {
+	if inv.leftovers == nil {
+		return nil
+	}
+	for _, pid := range inv.leftovers(addr.Network, addr.Addr) {
+		pids = append(pids, strconv.Itoa(pid))
+	}
+	return pids
 }
 
 // attachError says that the kernel took the socket but not the program.

@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -18,6 +20,16 @@ import (
 // socket it is the oldest. It is empty when nobody listens there, when the process may not be seen, or when the address
 // cannot be read.
 func PortOwner(network, addr string) string {
+	holders := PortHolders(network, addr)
+	if len(holders) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("pid %d (%s)", holders[0].PID, holders[0].Command)
+}
+
+// PortHolders returns the processes that have a socket open that listens on an address, as far as they may be seen, oldest
+// first. The address is as for PortOwner.
+func PortHolders(network, addr string) []Stat {
 	var inodes map[uint64]bool
 	switch network {
 	case "tcp", "tcp4", "tcp6":
@@ -26,28 +38,20 @@ func PortOwner(network, addr string) string {
 		inodes = unixListeners(addr)
 	}
 	if len(inodes) == 0 {
-		return ""
+		return nil
 	}
-	owner, ok := oldestHolder(inodes)
-	if !ok {
-		return ""
-	}
-	return fmt.Sprintf("pid %d (%s)", owner.PID, owner.Command)
-}
-
-// oldestHolder finds who has one of the sockets open.
-func oldestHolder(inodes map[uint64]bool) (Stat, bool) {
 	all, err := Processes()
 	if err != nil {
-		return Stat{}, false
+		return nil
 	}
-	var oldest Stat
+	var holders []Stat
 	for _, s := range all {
-		if (oldest.PID == 0 || s.Start < oldest.Start) && holds(s.PID, inodes) {
-			oldest = s
+		if holds(s.PID, inodes) {
+			holders = append(holders, s)
 		}
 	}
-	return oldest, oldest.PID != 0
+	slices.SortFunc(holders, func(a, b Stat) int { return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID)) })
+	return holders
 }
 
 func holds(pid int, inodes map[uint64]bool) bool {

@@ -78,3 +78,6 @@ func SignalDescendants(int, syscall.Signal) (int, error) { return 0, ErrNotSuppo
 
 // PortOwner knows nobody.
 func PortOwner(string, string) string { return "" }
+
+// PortHolders knows nobody.
+func PortHolders(string, string) []Stat { return nil }
