@@ -82,3 +82,45 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestSend_PassesDescriptors(t *testing.T) {
+	s, err := notify.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 2 {
+		if err := notify.Send(s.Address(), "FDSTORE=1\nFDNAME=a", w, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := s.ReceiveFDs()
+	if err != nil || len(m.FDs) != 2 || m.Fields["FDNAME"] != "a" || m.PID != os.Getpid() {
+		t.Fatalf("got %+v, %v", m, err)
+	}
+	kept := os.NewFile(uintptr(m.FDs[0]), "kept")
+	if _, err := kept.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if m, err := s.Receive(); err != nil || m.FDs != nil { // it closes what came along
+		t.Fatalf("got %+v, %v", m, err)
+	}
+	notify.CloseFDs(m.FDs[1:])
+	kept.Close()
+	w.Close()
+	if _, err := r.Read(make([]byte, 1)); err == nil {
+		t.Fatal("a descriptor was left open")
+	}
+	s.Close()
+	if err := notify.Send(s.Address(), "READY=1"); err == nil {
+		t.Fatal("nobody listens, and it was sent")
+	}
+}
