@@ -38,7 +38,7 @@ func memories(t *testing.T, n int) (fds []int, open func() int) {
 	}
 }
 
-func names(m manifest) (all []string) {
+func entriesOf(m manifest) (all []string) {
 	for _, e := range m.Entries {
 		all = append(all, e.Name)
 	}
@@ -74,8 +74,8 @@ func TestStore_BelongsToWhoeverIsInCharge(t *testing.T) {
 		t.Error("a starting master has removed what is not its own")
 	}
 	s.inherit(first, second)
-	if m, fds := s.contents(second); !slices.Equal(names(m), []string{"lane/web#0", "own/ledger-0", "worker/1.0.100"}) || len(fds) != 6 {
-		t.Errorf("the heir finds %v", names(m))
+	if m, fds := s.contents(second); !slices.Equal(entriesOf(m), []string{"lane/web#0", "own/ledger-0", "worker/1.0.100"}) || len(fds) != 6 {
+		t.Errorf("the heir finds %v", entriesOf(m))
 	}
 	if ledger() != 0 || private() != 1 {
 		t.Error("what was private to the one before is still there, or the heir's is not")

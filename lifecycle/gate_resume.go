@@ -1,0 +1,43 @@
+package lifecycle
+
+import (
+	"errors"
+
+	"gapless/upgrade"
+	"gapless/workerpool"
+)
+
+// resume follows a master that died: all that are ready of this generation share the new connections, and nobody else.
+func (g *gate) resume(workers []workerpool.Info) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ready := make(map[string]int)
+	for _, w := range workers {
+		for _, name := range w.Lanes {
+			l := g.inv.Lane(name)
+			if l == nil {
+				continue
+			}
+			g.serving[name]++
+			if w.Generation != g.generation || w.State > workerpool.Ready {
+				continue
+			}
+			if w.State == workerpool.Ready {
+				ready[name] = 1
+			}
+			if address := l.Address().Name; g.inv.Mode(address) != upgrade.ModeSteered {
+				g.shared[address] = socketOf(l)
+			}
+		}
+	}
+	var withdraw []string
+	for _, l := range g.lanes() {
+		if ready[l.Name()] == 0 && l.State() == upgrade.LaneActive {
+			withdraw = append(withdraw, l.Name())
+		}
+	}
+	if err := g.inv.Switch(ready, withdraw); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
+		return err
+	}
+	return g.sweep()
+}
