@@ -219,6 +219,7 @@ func (m *master) snapshot() ledger {
 	m.account.Lock()
 	defer m.account.Unlock()
 	l.Revision, l.Next, l.Wanted, l.Operation = m.account.revision, m.account.next, m.account.wanted, m.account.operation
+	l.Configured, l.Acked = m.account.configured, m.link.recall()
 	l.Facts = append([]facts{*m.facts.Load()}, m.account.older...)
 	l.Recipe = m.pinned.Load().record()
 	return l
@@ -241,6 +242,7 @@ func (m *master) syncAccount() {
 	m.account.Lock()
 	defer m.account.Unlock()
 	m.account.revision, m.account.next, m.account.wanted, m.account.older = m.revision, m.next, m.wanted, m.older
+	m.account.configured = m.configured
 }
 
 // pin makes a launcher the one for the workers to come, also for those of a master that follows after a sudden death.
@@ -252,9 +254,10 @@ func (m *master) pin(l *launcher) error {
 // account is what the ledger tells of the master itself.
 type account struct {
 	sync.Mutex
-	revision, next, wanted int
-	older                  []facts
-	operation              *operationRecord
+	revision, next     int
+	wanted, configured int
+	older              []facts
+	operation          *operationRecord
 }
 
 // record is how this launcher's workers are started.
@@ -284,6 +287,7 @@ func (r recipeRecord) launcher(files []*os.File) (*launcher, error) {
 // firstLedger is the ledger of a master that is about to take charge: what it has, and what it has been left.
 func (m *master) firstLedger(inv *upgrade.Inventory, in inheritance) ledger {
 	l := ledger{Version: ledgerVersion, Generation: m.generation, Revision: m.revision, Next: max(m.next, in.legacy.Next), Wanted: m.started,
+		Configured: m.configured, Acked: in.legacy.Acked,
 		Slots: len(m.pool.Slots()), Facts: append([]facts{*m.facts.Load()}, in.legacy.Facts...), Config: m.cfg, Inventory: inv.State(),
 		Workers:   append(m.pool.Records(), in.workers...),
 		Operation: &operationRecord{Kind: control.KindUpgrade, Target: m.generation, Began: in.legacy.Began, Answer: in.legacy.Answer, Done: true}}

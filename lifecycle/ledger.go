@@ -25,7 +25,9 @@ type ledger struct {
 	Generation int                    `json:"generation"`
 	Revision   int                    `json:"revision"`
 	Next       int                    `json:"next"`   // the number of the next generation
-	Wanted     int                    `json:"wanted"` // workers
+	Wanted     int                    `json:"wanted"`     // workers
+	Configured int                    `json:"configured"` // workers, by what was read last
+	Acked      []uint64               `json:"acked"`      // signals and commands that have been acted on
 	Slots      int                    `json:"slots"`
 	Facts      []facts                `json:"facts"` // of this generation, and of those that may still have workers
 	Config     Config                 `json:"config"`

@@ -130,7 +130,8 @@ func (h *heritage) lanes(workers []workerpool.Record) (map[string]*os.File, erro
 func (m *master) resume(charge chan struct{}) error {
 	h := m.left
 	defer h.store.close()
-	m.revision, m.wanted, m.started = h.Revision, h.Wanted, h.Wanted
+	m.revision, m.wanted, m.started, m.configured = h.Revision, h.Wanted, h.Wanted, h.Configured
+	m.link.remember(h.Acked...)
 	if len(h.Facts) == 0 {
 		return errors.New("the ledger tells nothing of its own generation")
 	}

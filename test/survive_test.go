@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -53,7 +54,7 @@ func open(t testing.TB, pid int) int {
 	return len(entries)
 }
 
-// A killed master is nobody's loss: the workers are the same ones, and all that gapless does it does on.
+// A killed master is nobody's loss: the workers are the same ones, and all that gapless does it does goes on.
 func TestSurvive_KilledMasterUnderLoad(t *testing.T) {
 	s := start(t, options{flags: []string{"-w", "3"}})
 	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()), every: slower(200 * time.Millisecond), tail: slower(500 * time.Millisecond)}
@@ -71,20 +72,12 @@ func TestSurvive_KilledMasterUnderLoad(t *testing.T) {
 		t.Errorf("the parent had %d descriptors after two kills and has %d now", after, now)
 	}
 	now := s.workers(1)
-	if fmt.Sprint(pids(now)) != fmt.Sprint(pids(before)) {
+	if !slices.Equal(pids(now), pids(before)) {
 		t.Errorf("workers\n%s became\n%s", list(before), list(now))
 	}
 	s.upgrade(2)
 	s.settled(2, 3)
 	s.stop()
-}
-
-func pids(ps []proc) map[int]bool {
-	all := make(map[int]bool)
-	for _, p := range ps {
-		all[p.PID] = true
-	}
-	return all
 }
 
 // Upgrades and kills in turn: the generations go on, and what the parent keeps does not grow.
@@ -121,7 +114,7 @@ func TestSurvive_KilledMasterAndWorker(t *testing.T) {
 		s.replaced(dead)
 		eventually(t, patience, "three workers again", func() bool {
 			ws := s.workers(1)
-			return len(ws) == 3 && !pids(ws)[victim]
+			return len(ws) == 3 && !slices.Contains(pids(ws), victim)
 		})
 		for range 12 {
 			s.get("/").generation(1)
