@@ -24,7 +24,7 @@ type ledger struct {
 	Version    int                    `json:"version"`
 	Generation int                    `json:"generation"`
 	Revision   int                    `json:"revision"`
-	Next       int                    `json:"next"`   // the number of the next generation
+	Next       int                    `json:"next"`       // the number of the next generation
 	Wanted     int                    `json:"wanted"`     // workers
 	Configured int                    `json:"configured"` // workers, by what was read last
 	Acked      []uint64               `json:"acked"`      // signals and commands that have been acted on

@@ -206,6 +206,9 @@ func (p *parent) promote(m *process) {
 		m.overdue = nil
 	}
 	p.log.Debug("master in charge", fPID(m.PID()), fGeneration(m.generation))
+	if p.orphaned != nil && m.generation != p.orphaned.generation {
+		p.deaths = 0 // another release, perhaps
+	}
 	if p.orphaned != nil {
 		p.store.inherit(p.orphaned.PID(), m.PID())
 		p.orphaned.release()

@@ -54,13 +54,25 @@ func open(t testing.TB, pid int) int {
 	return len(entries)
 }
 
-// A killed master is nobody's loss: the workers are the same ones, and all that gapless does it does goes on.
-func TestSurvive_KilledMasterUnderLoad(t *testing.T) {
+// inARow is how many kills one gapless gets in a short time: it pauses ever longer between one master and the next.
+const inARow = 5
+
+// rounds runs n kills, inARow to each gapless.
+func rounds(t *testing.T, reduced, full int, round func(t *testing.T, kills int)) {
+	for i := range counted(reduced, full) / inARow {
+		t.Run(strconv.Itoa(i), func(t *testing.T) { round(t, inARow) })
+	}
+}
+
+// A killed master is nobody's loss: the workers are the same ones, and all that gapless does goes on.
+func TestSurvive_KilledMasterUnderLoad(t *testing.T) { rounds(t, 5, 20, killUnderLoad) }
+
+func killUnderLoad(t *testing.T, kills int) {
 	s := start(t, options{flags: []string{"-w", "3"}})
 	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()), every: slower(200 * time.Millisecond), tail: slower(500 * time.Millisecond)}
 	before := s.workers(1)
 	var after int
-	r := p.under(t, counted(5, 20), func(i int) {
+	r := p.under(t, kills, func(i int) {
 		pause(time.Duration(rand.Int64N(int64(100 * time.Millisecond))))
 		s.killMaster()
 		if i == 1 {
@@ -104,10 +116,11 @@ func TestSurvive_KillsBetweenUpgrades(t *testing.T) {
 }
 
 // Of a worker that is killed with the master, only what it was answering is lost: its place is taken.
-func TestSurvive_KilledMasterAndWorker(t *testing.T) {
+func TestSurvive_KilledMasterAndWorker(t *testing.T) { rounds(t, 5, 20, killWithWorker) }
+
+func killWithWorker(t *testing.T, kills int) {
 	s := start(t, options{flags: []string{"-w", "3"}})
-	n := counted(5, 20)
-	for range n {
+	for range kills {
 		victim, dead := s.workers(1)[rand.IntN(3)].PID, s.masters()[0].PID
 		kill(dead)
 		kill(victim)
@@ -143,11 +156,13 @@ func TestSurvive_KilledMasterAndAllWorkers(t *testing.T) {
 }
 
 // A master that is killed while the next generation starts is replaced, and nothing is left of what was to come.
-func TestSurvive_KilledDuringAnUpgrade(t *testing.T) {
+func TestSurvive_KilledDuringAnUpgrade(t *testing.T) { rounds(t, 5, 20, killDuringUpgrade) }
+
+func killDuringUpgrade(t *testing.T, kills int) {
 	s := start(t, options{flags: []string{"-w", "2"}})
 	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/2), every: slower(100 * time.Millisecond), tail: slower(500 * time.Millisecond)}
 	generation, aborts := 1, 0
-	r := p.under(t, counted(5, 20), func(int) {
+	r := p.under(t, kills, func(int) {
 		generation++
 		old := s.masters()[0].PID
 		s.signal(syscall.SIGUSR2)
