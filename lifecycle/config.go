@@ -42,5 +42,7 @@ type Config struct {
 	LogPrefix bool // each line of a worker with its slot and generation before it
 	PIDFile   string
 	Control   string // path of the control socket; "": the default
-	Banner    bool   // on a terminal: tell a person what runs and what to type
+	LogFormat string // console or json
+	LogLevel  string
+	Banner    bool // on a terminal: tell a person what runs and what to type
 }

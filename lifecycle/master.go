@@ -87,15 +87,16 @@ var ErrReported = errors.New("reported to the master in charge")
 // RunMaster runs the master in this process, which the parent or the master before started. It returns the error for
 // people, nil if there is none to show. reread reads the configuration anew, for a reload.
 func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error {
-	m := &master{cfg: cfg, reread: reread, revision: 1, configured: cfg.Workers, wanted: cfg.Workers, events: log, log: log, began: time.Now()}
+	return runMaster(cfg, nil, reread, log)
+}
+
+func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *zap.Logger) error {
+	m := &master{cfg: cfg, left: left, reread: reread, revision: 1, configured: cfg.Workers, wanted: cfg.Workers, events: log, log: log, began: time.Now()}
 	m.limits.since = m.began
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
 	err := m.isolate()
-	if err == nil {
-		m.left, err = openHeritage()
-	}
 	if err == nil {
 		err = m.join()
 	}
@@ -190,10 +191,6 @@ func (m *master) join() error {
 	}
 	m.generation, m.next = 1, 2
 	if m.left != nil {
-		// What was resolved then, and not what the files say now: the generation is the same.
-		version := m.cfg.Version
-		m.cfg = m.left.Config
-		m.cfg.Version = version
 		m.generation, m.next = m.left.Generation, m.left.Next
 	}
 	var f *os.File

@@ -65,7 +65,6 @@ func (m *master) start(ctx context.Context) error {
 	m.newPool(l, func() {
 		m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Ready: int(ready.Add(1)), Total: workers, Limit: m.cfg.StartTimeout})
 	})
-	m.pooled.Store(true)
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Total: workers, Limit: m.cfg.StartTimeout})
 	if err := m.pool.Start(ctx, workers); err != nil {
 		return err
@@ -90,6 +89,7 @@ func (m *master) newPool(l *launcher, ready func()) {
 			}
 		},
 	})
+	m.pooled.Store(true)
 }
 
 // resolve finds the release as it is now: directory, command, environment and credentials, for one revision.

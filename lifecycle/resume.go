@@ -21,6 +21,30 @@ import (
 	"go.uber.org/zap"
 )
 
+// TakesPlace tells whether this process was started as a master in place of a dead one: then ResumeMaster is to be run,
+// without a look at the command line.
+func TakesPlace() bool { return IsMaster() && os.Getenv(storeVariable) != "" }
+
+// ResumeMaster is RunMaster for such a process. It goes by the configuration that the dead master had: what the files say
+// now is for the next upgrade, and may be broken. newLog makes the logger that the configuration asks for.
+func ResumeMaster(version string, reread func() (Config, error), newLog func(Config) (*zap.Logger, error)) error {
+	left, err := openHeritage()
+	if err != nil {
+		return err
+	}
+	if left == nil {
+		return errors.New("there is no master whose place this one could take")
+	}
+	cfg := left.Config
+	cfg.Version = version
+	log, err := newLog(cfg)
+	if err != nil {
+		left.store.close()
+		return err
+	}
+	return runMaster(cfg, left, reread, log)
+}
+
 // heritage is what a master finds that is started in place of a dead one.
 type heritage struct {
 	ledger

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,10 +37,24 @@ func (s *server) replaced(dead int) int {
 
 const tookPlace = "Took the place of a master that died; its workers serve on"
 
+// inCharge is the PID of the one master.
+func (s *server) inCharge() int {
+	s.t.Helper()
+	var ms []proc
+	eventually(s.t, patience, "one master", func() bool {
+		ms = s.masters()
+		return len(ms) == 1 || s.gone()
+	})
+	if len(ms) != 1 {
+		s.t.Fatalf("gapless has ended: %v", s.cmd.ProcessState)
+	}
+	return ms[0].PID
+}
+
 // killMaster kills the master in charge and waits for the next one.
 func (s *server) killMaster() int {
 	s.t.Helper()
-	dead := s.masters()[0].PID
+	dead := s.inCharge()
 	signal(s.t, dead, syscall.SIGKILL)
 	return s.replaced(dead)
 }
@@ -121,7 +136,7 @@ func TestSurvive_KilledMasterAndWorker(t *testing.T) { rounds(t, 5, 20, killWith
 func killWithWorker(t *testing.T, kills int) {
 	s := start(t, options{flags: []string{"-w", "3"}})
 	for range kills {
-		victim, dead := s.workers(1)[rand.IntN(3)].PID, s.masters()[0].PID
+		victim, dead := s.workers(1)[rand.IntN(3)].PID, s.inCharge()
 		kill(dead)
 		kill(victim)
 		s.replaced(dead)
@@ -144,7 +159,7 @@ func TestSurvive_KilledMasterAndAllWorkers(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{})
 	victims := s.workers(1)
-	dead := s.masters()[0].PID
+	dead := s.inCharge()
 	kill(dead)
 	for _, w := range victims {
 		kill(w.PID)
@@ -164,7 +179,7 @@ func killDuringUpgrade(t *testing.T, kills int) {
 	generation, aborts := 1, 0
 	r := p.under(t, kills, func(int) {
 		generation++
-		old := s.masters()[0].PID
+		old := s.inCharge()
 		s.signal(syscall.SIGUSR2)
 		s.await("the upgrade begins", func(e event) bool { return e.Msg == "Upgrade started" && e.To == generation })
 		pause(time.Duration(rand.Int64N(int64(slower(45 * time.Millisecond)))))
@@ -215,7 +230,7 @@ func TestSurvive_KilledDuringAStop(t *testing.T) {
 	s.inFlight(slow)
 	s.signal(syscall.SIGTERM)
 	s.await("the stop has begun", func(e event) bool { return e.Msg == "Shutting down" })
-	kill(s.masters()[0].PID)
+	kill(s.inCharge())
 	slow.answer(t).generation(1)
 	s.exits(0)
 }
@@ -230,6 +245,22 @@ func TestSurvive_BrokenBinaryOnDisk(t *testing.T) {
 	s.refused(2)
 	s.killMaster()
 	s.goodBinary()
+	s.upgrade(3)
+	s.settled(3, 2)
+	s.stop()
+}
+
+// Nor is what the configuration file has come to say: it is for the next upgrade.
+func TestSurvive_BrokenConfiguration(t *testing.T) {
+	t.Parallel()
+	config := filepath.Join(publicDir(t), "gapless.yaml")
+	writeTo(t, config, "drain-timeout: 25s\n")
+	s := start(t, options{flags: []string{"--config", config}})
+	writeTo(t, config, "no-such-setting: 1\n")
+	s.killMaster()
+	s.get("/").generation(1)
+	s.refused(2)
+	writeTo(t, config, "drain-timeout: 20s\n")
 	s.upgrade(3)
 	s.settled(3, 2)
 	s.stop()

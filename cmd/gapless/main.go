@@ -65,6 +65,9 @@ func execute(args []string, stdout, stderr io.Writer) result {
 	if r, ok := hidden(args, stderr); ok {
 		return r
 	}
+	if lifecycle.TakesPlace() {
+		return takePlace()
+	}
 	var c cli
 	exited := -1
 	parser, err := newParser(&c, stdout, stderr, func(status int) { exited = status })

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 	"gapless/upgrade"
 	"gapless/workerpool"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 )
@@ -87,22 +89,13 @@ func (c *runCmd) Run(r *result) error {
 		*r = result{statusUsage, c.explain(err)}
 		return nil
 	}
-	format := c.LogFormat
-	if format == "auto" {
-		format = logging.DefaultFormat()
-	}
-	level, err := zapcore.ParseLevel(c.LogLevel)
+	cfg.Banner = cfg.LogFormat == logging.Console
+	log, err := newLogger(cfg)
 	if err != nil {
 		return err
 	}
-	log := logging.New(format, level)
-	cfg.Banner = format == logging.Console
 	if lifecycle.IsMaster() {
-		if err := lifecycle.RunMaster(cfg, c.reread, log); errors.Is(err, lifecycle.ErrReported) {
-			*r = result{status: statusFailed}
-		} else if err != nil {
-			*r = result{statusFailed, err}
-		}
+		*r = masterResult(lifecycle.RunMaster(cfg, c.reread, log))
 		return nil
 	}
 	binary, err := ownPath()
@@ -114,6 +107,42 @@ func (c *runCmd) Run(r *result) error {
 		Version: version, Control: cfg.Control, Listener: cfg.Addresses[0].String(),
 	}, log)
 	return nil
+}
+
+func masterResult(err error) result {
+	switch {
+	case err == nil:
+		return result{}
+	case errors.Is(err, lifecycle.ErrReported):
+		return result{status: statusFailed}
+	}
+	return result{statusFailed, err}
+}
+
+// takePlace runs the master in place of a dead one. The command line and the configuration file are parsed only when
+// something asks for what they say now: that they are broken by now must not keep a server without a master.
+func takePlace() result {
+	reread := func() (lifecycle.Config, error) {
+		var fresh cli
+		parser, err := newParser(&fresh, io.Discard, io.Discard, func(int) {})
+		if err == nil {
+			_, err = parser.Parse(os.Args[1:])
+		}
+		if err != nil {
+			return lifecycle.Config{}, err
+		}
+		cfg, err := fresh.Run.config()
+		return cfg, fresh.Run.explain(err)
+	}
+	return masterResult(lifecycle.ResumeMaster(version, reread, newLogger))
+}
+
+func newLogger(cfg lifecycle.Config) (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(cfg.LogLevel)
+	if err != nil {
+		return nil, err
+	}
+	return logging.New(cfg.LogFormat, level), nil
 }
 
 // ownPath returns the absolute path by which gapless was started, with symbolic links left in it: what it leads to at
@@ -133,6 +162,10 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread,
 		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
 		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control, LogPrefix: c.LogPrefix,
+		LogFormat: c.LogFormat, LogLevel: c.LogLevel,
+	}
+	if cfg.LogFormat == "auto" {
+		cfg.LogFormat = logging.DefaultFormat()
 	}
 	if len(cfg.Command) > 0 && cfg.Command[0] == "--" {
 		cfg.Command = cfg.Command[1:]

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"gapless/internal/logging"
 	"gapless/lifecycle"
 	"gapless/upgrade"
 	"gapless/workerpool"
@@ -71,6 +72,7 @@ func TestRun_Defaults(t *testing.T) {
 	want := lifecycle.Config{
 		Version: version, Workers: 1, Addresses: addresses(t, "127.0.0.1:8000"), Settle: 2 * time.Second, StartTimeout: time.Minute,
 		DrainTimeout: 30 * time.Second, StopSignal: syscall.SIGTERM, Surge: 1, Probation: time.Minute,
+		LogFormat: logging.DefaultFormat(), LogLevel: "info",
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got  %+v\nwant %+v", cfg, want)
