@@ -48,6 +48,7 @@ type process struct {
 	generation int
 	announced  bool // it has said MAINPID: it takes charge when the one before has been reaped
 	overdue    *time.Timer
+	heir       bool         // it was started in place of a dead one
 	exe        *os.File     // its binary, from when it takes charge
 	charged    time.Time    // when it took charge
 	status     pidfd.Status // of a fallen one

@@ -74,6 +74,7 @@ func (p *parent) startAgain() bool {
 	}
 	m := p.adopt(proc, p.orphaned.generation)
 	m.exe, p.orphaned.exe = p.orphaned.exe, nil
+	m.heir = true
 	p.watchOver(m, undecidedMaster)
 	return false
 }
@@ -162,7 +163,8 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 	name := fields["FDNAME"]
 	switch {
 	case fields["FDSTOREREMOVE"] == "1":
-		p.store.remove(name, from.PID(), from == p.current || from == p.orphaned)
+		// An heir finds out what has gone meanwhile before it says that it is in charge.
+		p.store.remove(name, from.PID(), from == p.current || from == p.orphaned || from.heir && p.orphaned != nil)
 	case fields["FDSTORE"] == "1":
 		if err := p.store.put(name, from.PID(), fds); err != nil {
 			p.log.Error("Not stored", fPID(from.PID()), zap.Error(err))

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"gapless/internal/control"
 	"gapless/internal/packet"
@@ -74,17 +75,18 @@ func openHeritage() (*heritage, error) {
 // store never met a client, as the ledger comes before that, and is ended.
 func (h *heritage) records() (records []workerpool.Record, unknown []workerpool.Record) {
 	for _, r := range h.Workers {
-		r.Files = h.store.take(workerEntry(r.ID), len(r.Kinds))
-		if r.Files != nil {
-			records = append(records, r)
+		if len(h.store[workerEntry(r.ID)]) != len(r.Kinds) {
+			continue
 		}
+		r.Files = h.store.take(workerEntry(r.ID), len(r.Kinds))
+		records = append(records, r)
 	}
 	for name := range h.store {
 		var r workerpool.Record
 		if id, ok := strings.CutPrefix(name, workerPrefix); ok && readID(id, &r.ID) {
-			r.State, r.Slot = workerpool.Killing, -1
+			r.State, r.Started, r.Since = workerpool.Killing, time.Now(), time.Now()
 			r.Reason = "its master was killed while it started it"
-			r.Files = h.store.take(name, len(h.store[name]))
+			r.Files = h.store.take(name, len(h.store[name])) // the first one is the pidfd
 			r.Kinds = []string{"pidfd"}
 			unknown = append(unknown, r)
 		}
@@ -220,6 +222,11 @@ func (m *master) resume(charge chan struct{}) error {
 	err = tellParent("MAINPID=" + strconv.Itoa(os.Getpid()) + "\n" + generationField + "=" + strconv.Itoa(m.generation) + "\nSTATUS=" + m.statusLine())
 	if err != nil {
 		m.log.Error("The parent does not hear this master", zap.Error(err))
+	}
+	for name := range h.store { // what the dead master had no time to remove
+		if !strings.HasPrefix(name, privatePrefix) {
+			m.keep.remove(name)
+		}
 	}
 	close(charge)
 	m.log.Warn("Took the place of a master that died; its workers serve on", fPID(os.Getpid()), zap.Int("workers", len(records)),
