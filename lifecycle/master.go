@@ -49,7 +49,7 @@ type master struct {
 	inv     *upgrade.Inventory // nil before this master is in charge
 	gate    *gate
 	pool    *workerpool.Pool
-	pooled  atomic.Bool // pool and inv are set, which who asks for the status during the start cannot know otherwise
+	pooled  atomic.Bool              // pool and inv are set, which who asks for the status during the start cannot know otherwise
 	pinned  atomic.Pointer[launcher] // how workers are started
 	queues  queues
 	watch   laneWatch

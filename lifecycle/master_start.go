@@ -305,6 +305,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	for _, seq := range in.legacy.Answer {
 		m.link.answer(seq, control.Result{OK: true, Generation: m.generation, Revision: m.revision, TookSeconds: took})
 	}
+	m.note() // everybody has been told
 	m.pool.DrainOthers(m.order("a new generation serves", false))
 	return nil
 }

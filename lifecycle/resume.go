@@ -164,6 +164,7 @@ func (m *master) resume(charge chan struct{}) error {
 	known := h.Facts[0]
 	known.MasterPID, known.Binary, known.Version = os.Getpid(), ownBinary(), m.cfg.Version
 	m.facts.Store(&known)
+	m.limits.since = known.Began // it is no other release
 	m.charge(h.Facts[1:])
 
 	l, err := h.Recipe.launcher(h.store[releaseEntry])
@@ -277,6 +278,9 @@ func (m *master) concludes(op *operationRecord) {
 		} else {
 			m.log.Error("The "+op.Kind+" failed; what served before serves on", zap.String("reason", e.Reason))
 		}
+	}
+	if op.Done && op.Kind == control.KindUpgrade {
+		m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.began.Sub(op.Began)))
 	}
 	m.emit(e)
 	for _, seq := range op.Answer {

@@ -272,7 +272,8 @@ func TestSurvive_WaitingClientIsAnswered(t *testing.T) {
 	s := start(t, options{command: []string{a.path}, flags: []string{"--before-start", "test $GAPLESS_GENERATION = 1 || sleep 1"}})
 	s.signal(syscall.SIGUSR2)
 	s.await("steps run", func(e event) bool { return e.Msg == "Running previous step" && e.Generation == 2 })
-	s.killMaster()
+	signal(t, s.first, syscall.SIGKILL)
+	s.replaced(s.first)
 	e := s.outcome(2)
 	if !aborted(2)(e) || !strings.Contains(e.Reason, "killed") {
 		t.Errorf("outcome %+v", e)

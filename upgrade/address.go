@@ -241,3 +241,13 @@ func lookupHost(host string) ([]netip.Addr, error) {
 	}
 	return ips, nil
 }
+
+// samePlace says whether a configured address is the one that is held, whose port is resolved.
+func samePlace(configured, held Address) bool {
+	if configured.Network == NetworkTCP && held.Network == NetworkTCP {
+		return configured.Addr == held.Addr || portless(configured.Addr) == portless(held.Addr) && strings.HasSuffix(configured.Addr, ":0")
+	}
+	return configured.Network == held.Network && configured.Addr == held.Addr
+}
+
+func portless(addr string) string { return addr[:strings.LastIndex(addr, ":")+1] }

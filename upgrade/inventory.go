@@ -390,16 +390,6 @@ func laneName(address string, number int) string { return address + "#" + strcon
 // laneFile is the name of a lane's descriptor in Files.
 func laneFile(lane string) string { return "lane/" + lane }
 
-// samePlace says whether a configured address is the one that is held, whose port is resolved.
-func samePlace(configured, held Address) bool {
-	if configured.Network == NetworkTCP && held.Network == NetworkTCP {
-		return configured.Addr == held.Addr || portless(configured.Addr) == portless(held.Addr) && strings.HasSuffix(configured.Addr, ":0")
-	}
-	return configured.Network == held.Network && configured.Addr == held.Addr
-}
-
-func portless(addr string) string { return addr[:strings.LastIndex(addr, ":")+1] }
-
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close() // the error that led here is the one to report
