@@ -51,6 +51,9 @@ func (p *Pool) replace(s *slot, recipe *Recipe, o Order) error {
 	old := s.current
 	if err == nil {
 		s.current, s.next = w, nil
+		if recipe != nil {
+			s.failures = 0
+		}
 		if _, lives := p.workers[w]; !lives { // exited saw it in no slot
 			s.current = nil
 		}
@@ -68,43 +71,49 @@ func (p *Pool) replace(s *slot, recipe *Recipe, o Order) error {
 // renewPoll is how often a reload looks at a slot that somebody else tends.
 const renewPoll = 10 * time.Millisecond
 
-// renew replaces a slot's worker by one of a new recipe. A slot that is being restarted, perhaps for the tenth time because
-// of what the reload mends, is given the recipe, and is done when its worker is ready, or has failed with it.
+// renew replaces a slot's worker by one of a new recipe, when nobody else tends the slot any more.
 func (p *Pool) renew(ctx context.Context, s *slot, r Recipe, o Order) error {
-	tick := time.NewTicker(renewPoll)
-	defer tick.Stop()
-	restarts := -1
 	for {
-		if restarts < 0 {
-			if err := p.replace(s, &r, o); !errors.Is(err, ErrSlotBusy) {
-				return err
-			}
+		if err := p.replace(s, &r, o); !errors.Is(err, ErrSlotBusy) {
+			return err
 		}
-		p.mu.Lock()
-		gone := s.leaving || p.stopped
-		if !gone && restarts < 0 && s.current == nil && s.next == nil { // in the wait between two restarts
-			s.recipe, s.failures, restarts = r, 0, s.restarts
-			select {
-			case s.hurry <- struct{}{}:
-			default:
-			}
-		}
-		current, tries, death := s.current, s.restarts, s.lastDeath
-		p.mu.Unlock()
-		switch {
-		case gone:
-			return nil
-		case restarts >= 0 && current != nil && current.snapshot().Revision == r.Revision && isClosed(current.ready):
-			return nil
-		case restarts >= 0 && tries > restarts+1:
-			return fmt.Errorf("worker %d: %w: %s", s.n, ErrNotReady, death)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if gone, err := p.yielded(ctx, s); gone || err != nil {
+			return err
 		}
 	}
+}
+
+// yielded asks for a slot that somebody tends, and waits a little. Whoever restarts its worker, perhaps for the tenth time
+// because of what a reload is to mend, gives it up before the next attempt. gone: the slot itself is given up.
+func (p *Pool) yielded(ctx context.Context, s *slot) (gone bool, err error) {
+	p.mu.Lock()
+	gone = s.leaving || p.stopped
+	s.yield = true
+	select {
+	case s.hurry <- struct{}{}:
+	default:
+	}
+	p.mu.Unlock()
+	if gone {
+		return true, nil
+	}
+	t := time.NewTimer(renewPoll)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return false, nil
+	case <-ctx.Done():
+	}
+	// Nobody waits for it any more; if it has been given up meanwhile, its worker is still to be restarted.
+	p.mu.Lock()
+	s.yield = false
+	again := !s.tended && s.current == nil && !s.leaving && !p.stopped
+	s.tended = s.tended || again
+	p.mu.Unlock()
+	if again {
+		p.wg.Go(func() { p.restart(s, 0) })
+	}
+	return false, context.Cause(ctx)
 }
 
 // Reload replaces all workers by ones of a new recipe, slot by slot, at most surge at a time. It stops at the first that
@@ -190,12 +199,12 @@ func (p *Pool) ReloadAll(ctx context.Context, r Recipe, retire func() error, o O
 	}()
 	for _, s := range slots {
 		for !p.tend(s) {
-			select {
-			case <-time.After(renewPoll):
-			case <-p.stopC:
-				return ErrFrozen
-			case <-ctx.Done():
-				return fmt.Errorf("worker %d: %w", s.n, ErrSlotBusy)
+			gone, err := p.yielded(ctx, s)
+			if gone {
+				return fmt.Errorf("worker %d: %w", s.n, ErrNoWorker)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		claimed = append(claimed, s)

@@ -27,6 +27,7 @@ type slot struct {
 	next    *worker // being started to replace current; nil mostly
 	// tended says that a goroutine starts, restarts or replaces the slot's worker: there is one at most.
 	tended   bool
+	yield    bool // a reload waits for the slot
 	leaving  bool // the slot is being given up: nobody is restarted in it
 	failures int  // deaths in a row
 	restarts int  // in all
@@ -94,7 +95,7 @@ func (p *Pool) tend(s *slot) bool {
 	if s.tended || s.leaving || p.stopped {
 		return false
 	}
-	s.tended = true
+	s.tended, s.yield = true, false
 	return true
 }
 
@@ -189,6 +190,9 @@ func (p *Pool) restart(s *slot, lived time.Duration) {
 			p.untend(s, false)
 			return
 		}
+		if p.yields(s) {
+			return
+		}
 		w, err := p.spawn(s, false)
 		switch {
 		case errors.Is(err, ErrFrozen):
@@ -253,6 +257,17 @@ func (p *Pool) shrink(n int, o Order) []*worker {
 		w.order(o)
 	}
 	return out
+}
+
+// yields gives a slot whose worker is to be restarted to the reload that waits for it, if one does.
+func (p *Pool) yields(s *slot) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.yield {
+		s.tended, s.yield = false, false
+		return true
+	}
+	return false
 }
 
 // SlotInfo is what is known of a slot.
