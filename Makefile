@@ -33,8 +33,9 @@ bench: build ## Print the figures of the README (nothing else should run meanwhi
 
 check: tidy vet lint test ## What CI runs: tidy, vet, lint and tests
 
-vet: ## Vet for Linux, and build for macOS
+vet: ## Vet for Linux, build for macOS, and build the examples that have modules of their own
 	$(GO) vet ./...
+	cd examples/modules && $(GO) vet ./...
 	GOOS=darwin $(GO) vet ./...
 
 lint: ## Lint, and hold the lines between the packages

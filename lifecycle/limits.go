@@ -99,6 +99,7 @@ func (m *master) keepLimits(ctx context.Context) error {
 			if !told {
 				told = true
 				m.tellMemory()
+				shrink() // the start is over, and so is what it needed
 				if m.cfg.MaxMemory == 0 && m.cfg.MaxLifetime == 0 && m.cfg.Watchdog == 0 {
 					tick.Stop() // nothing is limited: do not wake for it
 				}

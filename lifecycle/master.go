@@ -96,6 +96,7 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
+	beSmall()
 	err := m.isolate()
 	if err == nil {
 		err = m.join()

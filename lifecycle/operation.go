@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -217,7 +216,7 @@ func (m *master) ended(ctx context.Context, err error) {
 	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, and a reload drops the
 	// release before: their descriptors would stay until some collection of garbage, for which an idle master has no
 	// other reason.
-	runtime.GC()
+	shrink()
 	m.proceed(ctx)
 }
 

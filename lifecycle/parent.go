@@ -109,6 +109,7 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	signal.Notify(p.signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT,
 		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a closed terminal or pipe is no reason to end
+	beSmall()
 	pidFile, err := lockPIDFile(cfg.PIDFile)
 	if err != nil {
 		return 1, err

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -9,6 +10,13 @@ import (
 
 	"gapless/internal/procfs"
 )
+
+// beSmall has this process, which is idle mostly, trade a little more collecting of garbage for memory: what a manager
+// occupies comes on top of what its workers do.
+func beSmall() { debug.SetGCPercent(25) }
+
+// shrink gives back what a burst of work, such as the start of many workers, has left.
+func shrink() { debug.FreeOSMemory() }
 
 // tableflipChild is in the environment of every process that tableflip starts, and of no other.
 const tableflipChild = "TABLEFLIP_HAS_PARENT_7DIU3=yes"
