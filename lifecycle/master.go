@@ -68,6 +68,7 @@ type master struct {
 	wanted     int     // how many workers there are to be
 	configured int     // how many the configuration says
 	started    int     // how many there were at first
+	more       int     // how many more were asked for by signals before they were ready; negative: fewer
 	older      []facts // of generations that may still have workers
 	op         *operation
 	opDone     <-chan error
@@ -274,6 +275,13 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 			case syscall.SIGUSR2:
 				m.log.Info("Upgrade follows when the workers are ready")
 				m.wishes.upgrade = append(m.wishes.upgrade, msg)
+			case syscall.SIGTTIN, syscall.SIGTTOU:
+				// Counted, and acted on when the workers are ready: one of a pair must not be lost with the other kept.
+				m.link.ack(msg)
+				m.more++
+				if msg.Signal == syscall.SIGTTOU {
+					m.more -= 2
+				}
 			default:
 				m.link.ack(msg)
 				m.log.Warn("Signal ignored: the workers are not ready yet", zap.Stringer("signal", msg.Signal))

@@ -26,7 +26,7 @@ func (m *master) govern(ctx context.Context) error {
 			return err
 		}
 	}
-	m.wanted = m.started
+	m.wanted = min(max(m.started+m.more, 1), control.MaxWorkers)
 	m.note()
 	m.proceed(ctx)
 	gone := m.link.gone
@@ -96,7 +96,7 @@ func (m *master) firstCharge() error {
 	}
 	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
 	m.watch.start()
-	m.wanted = m.started
+	m.wanted = min(max(m.started+m.more, 1), control.MaxWorkers)
 	m.syncAccount()
 	if err := m.keep.begin(m.snapshot()); err != nil {
 		return err

@@ -196,7 +196,9 @@ func (m *master) ended(ctx context.Context, err error) {
 		m.aborted(err)
 		m.emit(control.Event{Kind: op.kind, Generation: op.target, State: "aborted", Reason: result.Reason, LastLines: result.Tail, TookSeconds: result.TookSeconds})
 	default:
-		m.wanted = len(m.pool.Slots())
+		if err != nil && op.kind == control.KindScale {
+			m.wanted = len(m.pool.Slots()) // else it is as it was, or what signals have made of it meanwhile
+		}
 		if n := op.workers; err == nil && op.kind == control.KindReload && n != m.configured {
 			m.configured, m.wanted = n, n // proceed scales
 		}
@@ -205,7 +207,7 @@ func (m *master) ended(ctx context.Context, err error) {
 			state = "aborted"
 			m.log.Error("The "+op.kind+" failed; what served before serves on", zap.Error(err))
 		} else {
-			m.log.Info("The "+op.kind+" is complete", zap.Duration("took", time.Since(op.began)), zap.Int("workers", m.wanted))
+			m.log.Info("The "+op.kind+" is complete", zap.Duration("took", time.Since(op.began)), zap.Int("workers", len(m.pool.Slots())))
 		}
 		m.emit(control.Event{Kind: op.kind, Generation: m.generation, State: state, Reason: result.Reason, TookSeconds: result.TookSeconds})
 	}
