@@ -331,19 +331,19 @@ func (g *gate) refuse() {
 	g.refused = true
 }
 
-// knock connects to one lane alone, by the preview rule of the address's program.
+// knock connects to one lane alone, by a rule of the address's program.
 func (g *gate) knock(address, lane string) (*os.File, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	dialer, network, addr, err := g.inv.PreviewDialer(address, knockLimit)
+	dialer, network, addr, err := g.inv.KnockDialer(address, knockLimit)
 	if err != nil {
 		return nil, err
 	}
-	if err := g.inv.SetPreview(address, lane); err != nil {
+	if err := g.inv.SetKnock(address, lane); err != nil {
 		return nil, err
 	}
 	conn, err := dialer.Dial(network, addr)
-	err = errors.Join(err, g.inv.SetPreview(address, ""))
+	err = errors.Join(err, g.inv.SetKnock(address, ""))
 	if err != nil {
 		if conn != nil {
 			conn.Close()

@@ -118,8 +118,9 @@ type group struct {
 	mode    Mode
 	reason  string // why mode is ModePlain when something else was asked for
 	lanes   []*Lane
-	next    int   // the number of the next lane
-	preview *Lane // the lane of connections that come from the preview address, or nil
+	next    int     // the number of the next lane
+	preview []*Lane // where preview connections go; none: to the active lanes
+	knock   *Lane   // where those go that ask whether a worker is ready; nil: to the active lanes
 
 	fileInode uint64 // of the socket file of a unix address, 0 for all others; never changes
 }
@@ -200,7 +201,7 @@ func (inv *Inventory) Take(address string, n int) ([]*Lane, error) {
 	}
 	var taken []*Lane
 	for _, l := range g.lanes {
-		if len(taken) < n && l.state == LaneFree && l != g.preview {
+		if len(taken) < n && l.state == LaneFree && !g.marked(l) {
 			taken = append(taken, l)
 			// Its last worker may have changed the backlog. One that was shut down is left to the watcher.
 			if r, err := read(l.file); err == nil && r.state == tcpListening {
@@ -255,7 +256,11 @@ func (inv *Inventory) Release(lane string) error {
 	if l.group.mode == ModePlain {
 		return nil
 	}
-	return l.move(LaneFree, 0)
+	if err := l.move(LaneFree, 0); err != nil {
+		return err
+	}
+	inv.released(l)
+	return nil
 }
 
 // Lane returns the lane of that name, or nil.

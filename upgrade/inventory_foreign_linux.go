@@ -137,7 +137,7 @@ func convertForeign(first *os.File, reusePort bool, addr Address) (second *os.Fi
 	if err != nil {
 		return undo("no second socket can be opened beside it: %v", err)
 	}
-	code, err := program([]target{{index: 0, weight: 1}}, -1)
+	code, err := program([]target{{index: 0, weight: 1}})
 	if err == nil {
 		err = attach(first, code)
 	}

@@ -234,7 +234,7 @@ func listenOn(fd int, sa unix.Sockaddr, join, steer bool) error {
 		return os.NewSyscallError("listen", unix.Listen(fd, somaxconn()))
 	}
 	reusePort := func(on int) error { return setOptions(fd, []option{{unix.SOL_SOCKET, unix.SO_REUSEPORT, on}}) }
-	first, err := program([]target{{index: 0, weight: 1}}, -1)
+	first, err := program([]target{{index: 0, weight: 1}})
 	if err != nil {
 		return err
 	}

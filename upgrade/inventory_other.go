@@ -46,8 +46,21 @@ const stateSynRecv = 1 << 3
 
 func newSettleKernel(*Lane, int) (settleKernel, error) { return nil, errNoListen }
 
-// PreviewDialer needs Linux.
-func (inv *Inventory) PreviewDialer(string, time.Duration) (*net.Dialer, string, string, error) {
+// Route needs Linux.
+type Route struct {
+	Network, Addr string
+	Source        string
+	Class         int
+}
+
+// Dialer returns one that dials like any other.
+func (Route) Dialer(timeout time.Duration) *net.Dialer { return &net.Dialer{Timeout: timeout} }
+
+// PreviewRoute needs Linux.
+func (inv *Inventory) PreviewRoute(string) (Route, error) { return Route{}, errNoListen }
+
+// KnockDialer needs Linux.
+func (inv *Inventory) KnockDialer(string, time.Duration) (*net.Dialer, string, string, error) {
 	return nil, "", "", errNoListen
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -25,7 +26,7 @@ type AddressState struct {
 	Reason  string       `json:"reason,omitempty"`
 	Next    int          `json:"next"`  // the number that the next lane gets
 	Lanes   []LaneRecord `json:"lanes"` // in the kernel's order
-	Preview string       `json:"preview,omitempty"`
+	Preview []string     `json:"previews,omitempty"`
 	File    uint64       `json:"file,omitempty"` // the inode of the socket file, so that only ours is removed
 }
 
@@ -45,8 +46,8 @@ func (inv *Inventory) State() InventoryState {
 	state := InventoryState{Version: inventoryVersion, Addresses: make([]AddressState, 0, len(inv.groups))}
 	for _, g := range inv.groups {
 		as := AddressState{Address: g.address, Mode: g.mode, Reason: g.reason, Next: g.next, File: g.fileInode}
-		if g.preview != nil {
-			as.Preview = g.preview.name
+		for _, l := range g.preview {
+			as.Preview = append(as.Preview, l.name)
 		}
 		for _, l := range g.lanes {
 			as.Lanes = append(as.Lanes, LaneRecord{Name: l.name, Inode: l.inode, State: l.state, Weight: l.weight, Out: l.out})
@@ -101,8 +102,8 @@ func (inv *Inventory) restore(state InventoryState, received map[string]*os.File
 				return err
 			}
 			g.lanes = append(g.lanes, l)
-			if record.Name == as.Preview {
-				g.preview = l
+			if slices.Contains(as.Preview, l.name) {
+				g.preview = append(g.preview, l)
 			}
 		}
 	}

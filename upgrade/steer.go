@@ -3,7 +3,6 @@ package upgrade
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,9 +10,9 @@ import (
 )
 
 // MaxTargets is the largest number of lanes of one address that may be in the program at once with unequal weights or
-// scattered indexes. It follows from the kernel's limit of 4,096 instructions, of which the preview rule may take some.
-// Hosts whose net.core.optmem_max is 20480 take a program of at most 1,271 such lanes.
-const MaxTargets = 2038
+// scattered indexes. It follows from the kernel's limit of 4,096 instructions, of which the rules may take some. Hosts
+// whose net.core.optmem_max is 20480 take a program of at most 1,271 such lanes, and of some 40 fewer beside all rules.
+const MaxTargets = 2000
 
 // maxProgram is the kernel's limit on the instructions of one classic program.
 const maxProgram = 4096
@@ -27,13 +26,13 @@ type target struct {
 	weight int // at least 1
 }
 
-// program computes the classic BPF program that gives a new connection to one of targets at random by weight. If preview
-// is not negative, connections from the preview addresses go to that index instead. It is a pure function: the one
-// place where lanes become instructions.
+// program computes the classic BPF program that gives a new connection to one of targets at random by weight, unless one
+// of rules, of which the first that fits counts, sends it elsewhere. It is a pure function: the one place where lanes
+// become instructions.
 //
 // It chooses at random and never by the packet's hash, which is 0 where a device sets none. It never returns an index
 // that is not among its arguments: for an index without a socket the kernel would choose among all, free ones too.
-func program(targets []target, preview int) ([]bpf.RawInstruction, error) {
+func program(targets []target, rules ...rule) ([]bpf.RawInstruction, error) {
 	if len(targets) == 0 {
 		return nil, errors.New("a program without lanes would let the kernel choose among all of them")
 	}
@@ -41,8 +40,12 @@ func program(targets []target, preview int) ([]bpf.RawInstruction, error) {
 		return nil, fmt.Errorf("%d lanes of one address are more than a program holds (%d): run fewer workers", len(targets), MaxTargets)
 	}
 	var code []bpf.Instruction
-	if preview >= 0 {
-		code = previewRule(uint32(preview))
+	for _, r := range rules {
+		exception, err := r.instructions()
+		if err != nil {
+			return nil, err
+		}
+		code = append(code, exception...)
 	}
 	choice, err := weightedChoice(targets)
 	if err != nil {
@@ -59,7 +62,7 @@ func program(targets []target, preview int) ([]bpf.RawInstruction, error) {
 	return raw, nil
 }
 
-// weightedChoice is the program without a preview rule.
+// weightedChoice is the program without rules.
 func weightedChoice(targets []target) ([]bpf.Instruction, error) {
 	random := bpf.LoadExtension{Num: bpf.ExtRand}
 	if len(targets) == 1 {
@@ -104,44 +107,6 @@ func contiguous(targets []target) bool {
 		}
 	}
 	return targets[0].weight >= 1
-}
-
-// Connections that a process of this machine makes from PreviewIPv4, or from ::1 with traffic class PreviewClass (for
-// listeners that take IPv6 only), go to the preview lane where there is one. Outsiders can use neither.
-const (
-	PreviewIPv4  = "127.77.0.1"
-	PreviewClass = 0x5c // the two ECN bits of the traffic class are ignored
-)
-
-// previewRule returns lane index for preview connections and runs into what follows it for all others. Offsets count
-// from the IP header, which the kernel offers at bpf's ancillary network offset.
-func previewRule(index uint32) []bpf.Instruction {
-	const network = 0xfff00000 // SKF_NET_OFF
-	load := func(offset uint32, size int) bpf.Instruction {
-		return bpf.LoadAbsolute{Off: network + offset, Size: size}
-	}
-	unless := func(val uint32, skip uint8) bpf.Instruction {
-		return bpf.JumpIf{Cond: bpf.JumpEqual, Val: val, SkipFalse: skip}
-	}
-	ret := bpf.RetConstant{Val: index}
-	return []bpf.Instruction{
-		0: load(0, 1), // version and header length
-		1: bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
-		2: unless(4, 3),
-		3: load(12, 4), // IPv4 source
-		4: unless(0x7f4d0001, 14),
-		5: ret,
-		6: load(8, 4), // IPv6 source, four words
-		7: unless(0, 11),
-		8: load(12, 4), 9: unless(0, 9),
-		10: load(16, 4), 11: unless(0, 7),
-		12: load(20, 4), 13: unless(1, 5),
-		14: load(0, 2), // version, traffic class, flow label
-		15: bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
-		16: bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xfc},
-		17: unless(PreviewClass, 1),
-		18: ret,
-	}
 }
 
 // Switch changes which lanes get new connections, by one replacement of the program per address: the lanes of activate
@@ -223,8 +188,15 @@ func (inv *Inventory) switchGroup(g *group, change map[*Lane]int) error {
 			}
 		}
 	}
+	before := g.preview
+	for l, weight := range change {
+		if weight == 0 {
+			g.endPreview(l)
+		}
+	}
 	if len(weights) > 0 {
 		if err := inv.apply(g, weights); err != nil {
+			g.preview = before
 			return err
 		}
 	}
@@ -261,11 +233,7 @@ func (inv *Inventory) apply(g *group, weights map[*Lane]int) error {
 			break
 		}
 	}
-	preview := -1
-	if g.preview != nil {
-		preview = g.index(g.preview)
-	}
-	code, err := program(targets, preview)
+	code, err := program(targets, g.rules()...)
 	if err != nil {
 		return fmt.Errorf("steer %s: %w", g.address.Name, err)
 	}
@@ -288,41 +256,6 @@ func (inv *Inventory) reapply(g *group) error {
 		weights[g.lanes[0]] = 1 // as when the address was claimed
 	}
 	return inv.apply(g, weights)
-}
-
-// SetPreview gives the connections that come from the preview addresses to one lane, whatever its state, or to the
-// active lanes like all others if lane is "". A preview lane is not handed out by Take.
-func (inv *Inventory) SetPreview(address, lane string) error {
-	inv.mu.Lock()
-	defer inv.mu.Unlock()
-	g := inv.find(address)
-	if g == nil {
-		return fmt.Errorf("preview of %q: %w", address, ErrUnknown)
-	}
-	if g.mode == ModePlain {
-		return fmt.Errorf("preview of %s: its connections cannot be steered: %s", address, g.reason)
-	}
-	var next *Lane
-	if lane != "" {
-		l, err := inv.lane(lane)
-		if err != nil {
-			return err
-		}
-		if !slices.Contains(g.lanes, l) {
-			return fmt.Errorf("preview of %s: lane %s belongs to another address", address, lane)
-		}
-		next = l
-	}
-	prev := g.preview
-	g.preview = next
-	if next == nil && prev == nil {
-		return nil
-	}
-	if err := inv.reapply(g); err != nil {
-		g.preview = prev
-		return err
-	}
-	return nil
 }
 
 // WaitProgram returns when no connection can be given out by a program that was replaced before the call: the readers

@@ -238,48 +238,6 @@ func polledInodes(t *testing.T, inv *Inventory) (polled []uint64) {
 	return polled
 }
 
-func TestSetPreview_ReachesOneLane(t *testing.T) {
-	for _, listen := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::1]:0", ":0"} {
-		t.Run(listen, func(t *testing.T) {
-			inv := claim(t, listen, ModeSteered)
-			for _, l := range take(t, inv, 3) {
-				echoName(t, l)
-			}
-			addr := inv.Addresses()[0]
-			dialer, network, target, err := inv.PreviewDialer("web", 10*time.Second)
-			if err != nil {
-				t.Fatal(err)
-			}
-			check := func(lane, want string) {
-				t.Helper()
-				if err := inv.SetPreview("web", lane); err != nil {
-					t.Fatal(err)
-				}
-				for range 10 {
-					c, err := dialer.DialContext(t.Context(), network, target)
-					if err != nil {
-						t.Fatal(err)
-					}
-					got, err := io.ReadAll(c)
-					_ = c.Close()
-					if err != nil || string(got) != want {
-						t.Fatalf("preview answered by %q, %v; want %s", got, err, want)
-					}
-					if got := who(t, addr); got != "web#0" {
-						t.Fatalf("answered by %q", got)
-					}
-				}
-			}
-			check("web#2", "web#2") // before any lane is active, as a first generation's readiness probe
-			if err := inv.Switch(map[string]int{"web#0": 1}, nil); err != nil {
-				t.Fatal(err)
-			}
-			check("web#1", "web#1")
-			check("", "web#0")
-		})
-	}
-}
-
 func BenchmarkSwitch(b *testing.B) {
 	for _, n := range []int{4, 64, 1000} {
 		b.Run(fmt.Sprintf("lanes=%d", n), func(b *testing.B) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,6 +68,8 @@ func simulate(code []bpf.RawInstruction, random uint32, packet []byte) (uint32, 
 			a >>= i.K
 		case 0x54: // and
 			a &= i.K
+		case 0x05: // ja
+			pc += int(i.K)
 		case 0x15: // jeq
 			jump(a == i.K)
 		case 0x35: // jge
@@ -116,22 +119,22 @@ func TestProgram_Golden(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		targets []target
-		preview int
+		rules   []rule
 		want    string
 	}{
-		{"one lane", []target{{3, 9}}, -1, "ret #3"},
-		{"equal and contiguous", []target{{4, 2}, {5, 2}, {6, 2}}, -1, "ld #rand; mod #3; add #4; ret a"},
-		{"scattered", []target{{0, 1}, {2, 1}}, -1, "ld #rand; mod #2; jge #1,1; ret #0; ret #2"},
-		{"weighted", []target{{0, 95}, {1, 4}, {7, 1}}, -1, "ld #rand; mod #100; jge #95,1; ret #0; jge #99,1; ret #1; ret #7"},
+		{"one lane", []target{{3, 9}}, nil, "ret #3"},
+		{"equal and contiguous", []target{{4, 2}, {5, 2}, {6, 2}}, nil, "ld #rand; mod #3; add #4; ret a"},
+		{"scattered", []target{{0, 1}, {2, 1}}, nil, "ld #rand; mod #2; jge #1,1; ret #0; ret #2"},
+		{"weighted", []target{{0, 95}, {1, 4}, {7, 1}}, nil, "ld #rand; mod #100; jge #95,1; ret #0; jge #99,1; ret #1; ret #7"},
 		{
-			"preview", []target{{1, 1}}, 5,
-			"ldb [4293918720]; rsh #4; jneq #4,3; ld [4293918732]; jneq #2135752705,14; ret #5; ld [4293918728]; jneq #0,11; " +
-				"ld [4293918732]; jneq #0,9; ld [4293918736]; jneq #0,7; ld [4293918740]; jneq #1,5; ldh [4293918720]; rsh #4; " +
-				"and #252; jneq #92,1; ret #5; ret #1",
+			"preview", []target{{1, 1}}, []rule{{previewMark(), []int{5}}},
+			"ldb [4293918720]; rsh #4; jneq #4,3; ld [4293918732]; jeq #2135752705,14; ja 12; ld [4293918728]; jneq #0,10; " +
+				"ld [4293918732]; jneq #0,8; ld [4293918736]; jneq #0,6; ld [4293918740]; jneq #1,4; ldh [4293918720]; rsh #4; " +
+				"and #252; jeq #92,1; ja 1; ret #5; ret #1",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			code, err := program(tc.targets, tc.preview)
+			code, err := program(tc.targets, tc.rules...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,8 +158,8 @@ func TestProgram_EverySizeToTheLimit(t *testing.T) {
 			scattered[i] = target{index: 2 * i, weight: 1 + i%3}
 		}
 		for _, targets := range [][]target{even, scattered} {
-			for _, preview := range []int{-1, 1} {
-				code, err := program(targets, preview)
+			for _, rules := range [][]rule{nil, allRules(n)} {
+				code, err := program(targets, rules...)
 				if err != nil {
 					t.Fatalf("%d lanes: %v", n, err)
 				}
@@ -171,7 +174,7 @@ func TestProgram_EverySizeToTheLimit(t *testing.T) {
 	for i := range over {
 		over[i] = target{index: 2 * i, weight: 1}
 	}
-	if _, err := program(over, -1); err == nil || !strings.Contains(err.Error(), "fewer workers") {
+	if _, err := program(over); err == nil || !strings.Contains(err.Error(), "fewer workers") {
 		t.Errorf("over the limit: %v", err)
 	}
 }
@@ -205,28 +208,69 @@ func TestProgram_SharesAreExactlyTheWeights(t *testing.T) {
 			want[order[i]] = targets[i].weight
 			sum += targets[i].weight
 		}
-		preview := rapid.SampledFrom([]int{-1, 2 * n}).Draw(t, "preview")
-		code, err := program(targets, preview)
+		previews := rapid.IntRange(0, maxPreviewLanes).Draw(t, "previews")
+		var rules []rule
+		knock := rapid.Bool().Draw(t, "knock")
+		if knock {
+			rules = append(rules, rule{knockMark(), []int{2 * n}})
+		}
+		preview := rule{mark: previewMark()}
+		for index := 3 * n; len(preview.indexes) < previews; index += rapid.IntRange(1, 2).Draw(t, "step") {
+			preview.indexes = append(preview.indexes, index)
+		}
+		if previews > 0 {
+			rules = append(rules, preview)
+		}
+		code, err := program(targets, rules...)
 		if err != nil {
 			t.Fatalf("%v", err)
 		}
-		for _, packet := range [][]byte{packet4("127.0.0.1"), packet4("127.77.0.2"), packet6(1, 0), packet6(2, PreviewClass)} {
-			got := share(t, code, sum, packet)
-			if n == 1 {
-				want = map[int]int{targets[0].index: sum}
-			}
-			if fmt.Sprint(got) != fmt.Sprint(want) {
+		if n == 1 {
+			want = map[int]int{targets[0].index: sum}
+		}
+		ordinary := [][]byte{packet4("127.0.0.1"), packet4("127.77.0.3"), packet6(1, 0), packet6(2, byte(previewMark().class)), packet6(2, byte(knockMark().class))}
+		previewed := [][]byte{packet4(PreviewIPv4), packet6(1, byte(previewMark().class)), packet6(1, byte(previewMark().class)|3)}
+		knocked := [][]byte{packet4("127.77.0.2"), packet6(1, byte(knockMark().class)), packet6(1, byte(knockMark().class)|3)}
+		if previews == 0 {
+			ordinary = append(ordinary, previewed...)
+		}
+		if !knock {
+			ordinary = append(ordinary, knocked...)
+		}
+		for _, packet := range ordinary {
+			if got := share(t, code, sum, packet); fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Fatalf("got %v, want %v", got, want)
 			}
 		}
-		if preview >= 0 {
-			for _, packet := range [][]byte{packet4(PreviewIPv4), packet6(1, PreviewClass), packet6(1, PreviewClass|3)} {
-				if got := share(t, code, sum, packet); len(got) != 1 || got[preview] != sum {
-					t.Fatalf("preview: %v", got)
+		if previews > 0 {
+			evenly := make(map[int]int)
+			for _, index := range preview.indexes {
+				evenly[index] = 5
+			}
+			for _, packet := range previewed {
+				if got := share(t, code, 5*len(preview.indexes), packet); fmt.Sprint(got) != fmt.Sprint(evenly) {
+					t.Fatalf("preview: %v, want %v", got, evenly)
+				}
+			}
+		}
+		if knock {
+			for _, packet := range knocked {
+				if got := share(t, code, sum, packet); len(got) != 1 || got[2*n] != sum {
+					t.Fatalf("knock: %v", got)
 				}
 			}
 		}
 	})
+}
+
+// allRules are the rules that take the most room; n is the number of lanes, whose indexes end at 2n.
+func allRules(n int) []rule {
+	preview := rule{mark: previewMark()}
+	for i := range maxPreviewLanes {
+		preview.indexes = append(preview.indexes, (2*n+i*i)%(2*n+1)) // scattered
+	}
+	slices.Sort(preview.indexes)
+	return []rule{{knockMark(), []int{0}}, preview}
 }
 
 func TestProgram_Refuses(t *testing.T) {
@@ -241,7 +285,7 @@ func TestProgram_Refuses(t *testing.T) {
 		{"too large a sum", []target{{0, 1 << 24}, {1, 1}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if code, err := program(tc.targets, -1); err == nil {
+			if code, err := program(tc.targets); err == nil {
 				t.Fatalf("program %v", code)
 			}
 		})
@@ -258,7 +302,7 @@ func TestPrograms_AreTakenByTheKernel(t *testing.T) {
 				for i := range targets {
 					targets[i] = target{index: 2 * i, weight: 1 + i%2}
 				}
-				code, err := program(targets, 1)
+				code, err := program(targets, allRules(n)...)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -108,7 +108,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 			shut = append(shut, l)
 		case l.state == LaneActive:
 			samples = append(samples, sample{l, r.queue})
-		case l.state == LaneFree && r.queue > 0 && l != g.preview:
+		case l.state == LaneFree && r.queue > 0 && !g.marked(l):
 			strays = append(strays, sample{l, r.queue})
 		}
 	}
