@@ -208,6 +208,9 @@ func (w *worker) run() {
 	if !w.due.IsZero() { // adopted in the middle of its drain
 		dueC = time.After(time.Until(w.due))
 	}
+	if i := w.snapshot(); i.State == Killing { // adopted after ABRT, or a KILL that may not have been sent
+		abortC = time.After(time.Until(i.Since.Add(abortGrace)))
+	}
 	for {
 		select {
 		case <-w.proc.Done():
