@@ -121,7 +121,7 @@ func TestPool_HandsItsWorkersToTheNext(t *testing.T) {
 		w, old := started(t, 2, stubborn)
 		told, serving := w.alive()[0], w.alive()[1]
 		for _, wk := range old.all(func(i Info) bool { return i.PID == told.pid }) {
-			wk.order(Order{Reason: "an earlier upgrade", Timeout: 30 * time.Second})
+			wk.orderAlone(Order{Reason: "an earlier upgrade", Timeout: 30 * time.Second})
 		}
 		due := w.awaitEntry("TERM", told.pid, 0).at.Add(30 * time.Second)
 		<-time.After(10 * time.Second)
@@ -182,7 +182,7 @@ func TestPool_AnAdoptedDeadlineThatIsOverKillsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, old := started(t, 1, stubborn)
 		for _, wk := range old.all(nil) {
-			wk.order(Order{Timeout: 5 * time.Second})
+			wk.orderAlone(Order{Timeout: 5 * time.Second})
 		}
 		w.awaitEntry("TERM", 0, 0)
 		records, err := old.Freeze()
@@ -248,7 +248,7 @@ func TestPool_TellsNobodyWhileFrozen(t *testing.T) {
 		settled := make(chan struct{})
 		m.gate.withdraw = func(Info) { <-settled }
 		for _, wk := range m.all(nil) {
-			wk.order(Order{Timeout: time.Minute})
+			wk.orderAlone(Order{Timeout: time.Minute})
 		}
 		w.awaitEntry("withdraw", 0, 0)
 		records, err := m.Freeze()
@@ -371,7 +371,7 @@ func TestPool_FreezesWhileTheRestOfAGroupDrains(t *testing.T) {
 			return nil
 		})
 		for _, wk := range old.all(nil) {
-			wk.order(Order{Timeout: 30 * time.Second})
+			wk.orderAlone(Order{Timeout: 30 * time.Second})
 		}
 		due := w.awaitEntry("TERM", 0, 0).at.Add(30 * time.Second)
 		w.awaitEntry("group TERM", 0, 0)

@@ -227,6 +227,8 @@ type fakeGate struct {
 	sockets  func(slot int) ([]Socket, error)
 	admit    func(Info) error
 	withdraw func(Info)
+	// withdrawing is called before anything has changed.
+	withdrawing func(Info)
 
 	admitted map[int]bool // by PID; guarded by the world's lock
 }
@@ -266,6 +268,9 @@ func (g *fakeGate) Admit(i Info) error {
 
 // Withdraw notes when it begins and when it is over.
 func (g *fakeGate) Withdraw(i Info) {
+	if g.withdrawing != nil {
+		g.withdrawing(i)
+	}
 	g.note("withdraw", i.PID)
 	if g.withdraw != nil {
 		g.withdraw(i)
@@ -387,4 +392,12 @@ func (w *world) faults() []string {
 		faults = append(faults, "journal:\n"+w.story())
 	}
 	return faults
+}
+
+// orderAlone orders a worker to drain although nobody may be there who goes on.
+func (w *worker) orderAlone(o Order) {
+	w.pool.mu.Lock()
+	w.leaving = true
+	w.pool.mu.Unlock()
+	w.order(o)
 }

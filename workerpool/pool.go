@@ -78,6 +78,7 @@ type Pool struct {
 	frozen  bool          // nothing is started for now
 	thawed  chan struct{} // closed while not frozen
 	empty   chan struct{} // closed and made anew whenever the last worker has gone
+	readied chan struct{} // closed and made anew whenever a worker becomes ready; nil while nobody waits for it
 	stopC   chan struct{} // closed when stopped is set
 	dropped [2]int        // lines, by stream, that could not be written before a freeze; of whoever freezes
 

@@ -51,7 +51,7 @@ func TestPool_TellsAWorkerThatKnowsTheChannel(t *testing.T) {
 	defer packet.CloseAll([]*os.File{a, b})
 	var asked atomic.Int32
 	for _, wk := range m.all(nil) {
-		wk.order(Order{Timeout: time.Minute, Extra: 2 * time.Second, Spread: 3 * time.Second,
+		wk.orderAlone(Order{Timeout: time.Minute, Extra: 2 * time.Second, Spread: 3 * time.Second,
 			Queue: func() *os.File { asked.Add(1); return a }})
 	}
 	want := channel.Drain{Deadline: time.Minute, Extra: 2 * time.Second, Spread: 3 * time.Second, Handoff: true}
@@ -127,7 +127,7 @@ func TestPool_WithoutATakerThereIsNoQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, wk := range m.all(nil) {
-		wk.order(Order{Queue: func() *os.File { return nil }})
+		wk.orderAlone(Order{Queue: func() *os.File { return nil }})
 	}
 	if got := <-heard; got != (channel.Drain{}) {
 		t.Errorf("it heard %+v", got)
@@ -155,7 +155,7 @@ func TestPool_AFullStopReachesAWorkerThatIsSettling(t *testing.T) {
 	}
 	defer packet.CloseAll([]*os.File{a, b})
 	for _, wk := range m.all(nil) {
-		wk.order(Order{Timeout: time.Minute, Queue: func() *os.File { return a }})
+		wk.orderAlone(Order{Timeout: time.Minute, Queue: func() *os.File { return a }})
 	}
 	w.awaitEntry("withdraw", 0, 0)
 	m.DrainAll(Order{Stop: true, Timeout: time.Minute})

@@ -1,6 +1,7 @@
 package workerpool
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"syscall"
@@ -23,17 +24,19 @@ type operation struct {
 func (o operation) String() string { return fmt.Sprintf("%s(%d) %v", o.kind, o.n, o.d) }
 
 var operations = []string{
-	"die", "die", "leader dies", "break", "mend", "serve", "freeze", "thaw", "replace", "scale", "next", "drain others", "signal",
+	"die", "die", "leader dies", "hang", "break", "mend", "serve", "freeze", "thaw", "replace", "scale", "reload", "reload all", "next",
+	"drain others", "signal",
 }
 
 // Whatever happens in whatever order:
 //
 //   - states move along their table (Observe checks it),
-//   - nobody gets the stop signal before the gate has withdrawn him, and nobody while he is the only one admitted,
-//     except when everything stops,
+//   - nobody gets the stop signal before the gate has withdrawn him, and nobody is withdrawn while he is the only one
+//     admitted, except when everything stops,
 //   - nothing is started while the pool is frozen, nor by a master that is gone,
 //   - nobody gets the stop signal twice,
-//   - in the end every process has been waited for, and no handle is used after its end.
+//   - a reload that succeeds has every slot of its revision, and a scaling as many slots as it was to bring,
+//   - whoever hangs is ended, and in the end every process has been waited for, and no handle is used after its end.
 func TestPool_Properties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		workers := rapid.IntRange(1, 4).Draw(rt, "workers")
@@ -63,15 +66,16 @@ func TestPool_Properties(t *testing.T) {
 
 // history is a chain of masters that random operations happen to.
 type history struct {
-	t       *testing.T
-	w       *world
-	m       *master
-	gone    []*master
-	broken  bool // what is started now fails
-	frozen  bool
-	records []Record
-	pending []chan struct{} // operations that run beside
-	stops   bool            // everything stops: the last worker is told, too
+	t        *testing.T
+	w        *world
+	m        *master
+	gone     []*master
+	revision int  // of the latest reload
+	broken   bool // what is started now fails
+	frozen   bool
+	records  []Record
+	pending  []chan struct{} // operations that run beside
+	stops    bool            // everything stops: the last worker is told, too
 }
 
 func newHistory(t *testing.T) *history {
@@ -84,7 +88,10 @@ func newHistory(t *testing.T) *history {
 		if h.broken && p.pid%2 == 0 {
 			return syscall.ENOENT
 		}
-		p.serving = !h.broken
+		p.serving = !h.broken && p.pid%4 > 0
+		if !h.broken && !p.serving { // it takes its time
+			time.AfterFunc(200*time.Millisecond, p.serve)
+		}
 		if p.pid%3 > 0 { // the others ignore it
 			p.on[syscall.SIGTERM] = func(p *program) {
 				time.AfterFunc(time.Duration(p.pid%5)*time.Second, func() { p.die(pidfd.Status{Known: true}) })
@@ -108,20 +115,33 @@ func (h *history) check(p *program, sig syscall.Signal) bool {
 	if len(h.w.entries("withdrawn", p.pid)) == 0 {
 		h.w.violate("process %d got the stop signal before it was withdrawn", p.pid)
 	}
-	others := 0
-	for _, other := range h.w.programs {
-		if other != p && !isClosed(other.done) && other.signals[syscall.SIGTERM] == 0 && h.m.gate.admitted[other.pid] {
-			others++
-		}
-	}
-	if others == 0 && !h.stops && len(h.w.entries("admit", p.pid)) > 0 {
-		h.w.violate("process %d got the stop signal while nobody else was admitted", p.pid)
-	}
 	return true
 }
 
+// alone looks at a withdrawal: whoever takes new connections may stop only while another one goes on to.
+func (h *history) alone(m *master, i Info) {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	if h.stops || m.k.gone || len(h.w.entries("admit", i.PID)) == 0 || len(h.w.entries("withdraw", i.PID)) > 0 {
+		return
+	}
+	for pid := range m.gate.admitted {
+		if pid != i.PID && !isClosed(h.w.programs[pid].done) {
+			return
+		}
+	}
+	h.w.violate("process %d was withdrawn while nobody else was admitted", i.PID)
+}
+
+// master returns a new one whose gate is watched.
+func (h *history) master(generation int) *master {
+	m := h.w.newMaster(generation, func(c *Config) { c.StartTimeout = 10 * time.Second })
+	m.gate.withdrawing = func(i Info) { h.alone(m, i) }
+	return m
+}
+
 func (h *history) start(workers int) {
-	h.m = h.w.newMaster(1, func(c *Config) { c.StartTimeout = 10 * time.Second })
+	h.m = h.master(1)
 	if err := h.m.Start(h.t.Context(), workers); err != nil {
 		h.w.violate("start: %v", err)
 	}
@@ -140,6 +160,7 @@ func (h *history) beside(f func()) {
 	go func() { defer close(done); f() }()
 }
 
+// order is of those that make room for others.
 var order = Order{Reason: "a random order", Timeout: 30 * time.Second}
 
 func (h *history) do(op operation) {
@@ -153,6 +174,10 @@ func (h *history) do(op operation) {
 	case "leader dies":
 		if len(alive) > 0 {
 			alive[op.n%len(alive)].die(pidfd.Status{Known: true, Signal: syscall.SIGABRT})
+		}
+	case "hang":
+		if len(alive) > 0 {
+			m.Abort(alive[op.n%len(alive)].pid, "it hangs")
 		}
 	case "break", "mend":
 		h.locked(func() { h.broken = op.kind == "break" })
@@ -169,10 +194,13 @@ func (h *history) do(op operation) {
 			h.beside(func() { _ = m.Replace(alive[op.n%len(alive)].pid, order) }) // it may be busy, or fail
 		}
 	case "scale":
-		ctx := h.t.Context()
-		if up := 1 + op.n%4; up >= len(m.Slots()) || h.serving() > 1 {
-			h.beside(func() { _ = m.Scale(ctx, max(up, len(m.Slots())), order) }) // it may fail
-		}
+		h.scale(1 + op.n%4)
+	case "reload":
+		h.reload(func(ctx context.Context, r Recipe) error { return m.Reload(ctx, r, 1+op.n%3, order) })
+	case "reload all":
+		h.reload(func(ctx context.Context, r Recipe) error {
+			return m.ReloadAll(ctx, r, func() error { return nil }, order)
+		})
 	case "next":
 		h.next()
 	case "drain others":
@@ -187,15 +215,58 @@ func (h *history) do(op operation) {
 	}
 }
 
-// serving is how many workers of the own generation are ready.
-func (h *history) serving() int {
-	n := 0
-	for _, i := range h.m.Workers() {
-		if i.Generation == h.m.cfg.Generation && i.State == Ready {
-			n++
+// scale does so unless something else changes the slots, as a master would. It may fail.
+func (h *history) scale(n int) {
+	if h.busy() {
+		return
+	}
+	m, ctx, before := h.m, h.t.Context(), len(h.m.Slots())
+	h.beside(func() {
+		want := n
+		if err := m.Scale(ctx, n, order); err != nil {
+			want = before
+		}
+		if got := len(m.Slots()); got != want {
+			h.locked(func() { h.w.violate("%d slots after scaling from %d to %d, want %d", got, before, n, want) })
+		}
+	})
+}
+
+// reload begins a reload, unless something else changes the slots, as a master would. It may fail; if it does not, every
+// slot has a recipe of its revision.
+func (h *history) reload(run func(context.Context, Recipe) error) {
+	if h.busy() {
+		return
+	}
+	m, ctx := h.m, h.t.Context()
+	h.revision++
+	r := Recipe{Revision: h.revision, Launch: m.cfg.Launch}
+	h.beside(func() {
+		if err := run(ctx, r); err != nil {
+			return
+		}
+		stale := 0
+		m.mu.Lock()
+		for _, s := range m.slots {
+			if s.recipe.Revision != r.Revision && !s.leaving {
+				stale++
+			}
+		}
+		m.mu.Unlock()
+		if stale > 0 {
+			h.locked(func() { h.w.violate("%d slots are of an older revision after a reload", stale) })
+		}
+	})
+}
+
+// busy tells whether something that was begun beside goes on.
+func (h *history) busy() bool {
+	for _, done := range h.pending {
+		if !isClosed(done) {
+			return true
 		}
 	}
-	return n
+	return false
 }
 
 func (h *history) freeze() {
@@ -229,7 +300,7 @@ func (h *history) settle() {
 // next brings a new master, which takes over as lifecycle does: it is ready before it adopts, and drains the others.
 func (h *history) next() {
 	h.settle()
-	next := h.w.newMaster(h.m.cfg.Generation+1, func(c *Config) { c.StartTimeout = 10 * time.Second })
+	next := h.master(h.m.cfg.Generation + 1)
 	if err := next.Start(h.t.Context(), 2); err != nil { // the upgrade is aborted
 		next.end()
 		return
@@ -244,11 +315,7 @@ func (h *history) next() {
 	h.drainOthers()
 }
 
-func (h *history) drainOthers() {
-	if h.serving() > 0 {
-		h.m.DrainOthers(order)
-	}
-}
+func (h *history) drainOthers() { h.m.DrainOthers(order) }
 
 func (h *history) finish(ending string) {
 	h.settle()

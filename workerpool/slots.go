@@ -214,51 +214,6 @@ func (p *Pool) restart(s *slot, lived time.Duration) {
 	}
 }
 
-// Scale changes the number of slots to n and returns when all new workers are ready, or all surplus ones gone. If a new
-// worker fails, all new slots are given up again.
-func (p *Pool) Scale(ctx context.Context, n int, o Order) error {
-	p.mu.Lock()
-	have := len(p.slots)
-	p.mu.Unlock()
-	if n > have {
-		_, err := p.grow(ctx, have, n)
-		if err == nil {
-			return nil
-		}
-		o.Reason = "the slots of a failed scaling are given up"
-		p.shrink(have, o)
-		return err
-	}
-	for _, w := range p.shrink(n, o) {
-		select {
-		case <-w.gone:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// shrink gives up the slots from n on and returns their workers.
-func (p *Pool) shrink(n int, o Order) []*worker {
-	p.mu.Lock()
-	var out []*worker
-	for _, s := range p.slots[n:] {
-		s.leaving = true
-		for _, w := range []*worker{s.current, s.next} {
-			if w != nil {
-				out = append(out, w)
-			}
-		}
-	}
-	p.slots = p.slots[:n]
-	p.mu.Unlock()
-	for _, w := range out {
-		w.order(o)
-	}
-	return out
-}
-
 // yields gives a slot whose worker is to be restarted to the reload that waits for it, if one does.
 func (p *Pool) yields(s *slot) bool {
 	p.mu.Lock()
@@ -268,30 +223,6 @@ func (p *Pool) yields(s *slot) bool {
 		return true
 	}
 	return false
-}
-
-// SlotInfo is what is known of a slot.
-type SlotInfo struct {
-	PID       int // of its worker; 0: none
-	Ready     bool
-	Restarts  int      // in all
-	Failures  int      // in a row
-	LastDeath string   // how its last worker ended, or why it could not be started; "" if none has
-	LastLines []string // that it printed, where they are known
-}
-
-// Slots returns what is known of each slot.
-func (p *Pool) Slots() []SlotInfo {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	infos := make([]SlotInfo, len(p.slots))
-	for i, s := range p.slots {
-		infos[i] = SlotInfo{Restarts: s.restarts, Failures: s.failures, LastDeath: s.lastDeath, LastLines: s.lastLines}
-		if s.current != nil {
-			infos[i].PID, infos[i].Ready = s.current.proc.PID(), s.current.snapshot().State == Ready
-		}
-	}
-	return infos
 }
 
 // pause waits for d, or less if hurry says so, and while the pool is frozen; false: the pool has stopped.

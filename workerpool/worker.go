@@ -72,6 +72,8 @@ type worker struct {
 	due  time.Time
 	gets progress // on with its drain
 
+	leaving bool // it may stop taking new connections: others go on. Guarded by the pool's mu
+
 	takesDrain bool // written by its goroutine, under mu
 
 	tellsItself bool // it has said hello; written by its goroutine, under mu
@@ -181,6 +183,8 @@ func (w *worker) run() {
 		cfg       = &w.pool.cfg
 		settled   <-chan struct{} // closed when the gate has withdrawn the worker
 		order     *Order
+		begun     bool            // its drain, by order
+		held      <-chan struct{} // closed when an order that had to wait may be looked at again
 		dueC      <-chan time.Time
 		abortC    <-chan time.Time
 		started   = w.info.Started
@@ -210,6 +214,27 @@ func (w *worker) run() {
 	}
 	if i := w.snapshot(); i.State == Killing { // adopted after ABRT, or a KILL that may not have been sent
 		abortC = time.After(time.Until(i.Since.Add(abortGrace)))
+	}
+	drain := func() {
+		held = nil
+		if st := w.snapshot().State; st != Starting && st != Ready && st != Draining {
+			return
+		}
+		if !order.Stop {
+			if held = w.pool.leave(w); held != nil {
+				return
+			}
+		}
+		begun, probeC, startC = true, nil, nil
+		if w.snapshot().State != Draining {
+			w.to(Draining, order.Reason)
+		}
+		withdrawn := make(chan struct{})
+		settled = withdrawn
+		w.pool.wg.Go(func() {
+			defer close(withdrawn)
+			cfg.Gate.Withdraw(w.snapshot())
+		})
 	}
 	for {
 		select {
@@ -288,22 +313,21 @@ func (w *worker) run() {
 			if o.Stop && w.isTold() && w.takesDrain {
 				// It may be giving its connections to workers that end as well. This order shortens the first one.
 				_ = w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Stop: true}, nil)
-			} else if o.Stop && order != nil && !w.isTold() {
+			}
+			switch {
+			case w.isTold() || order != nil && !o.Stop:
+				continue
+			case order == nil:
+				order = &o
+			default:
 				*order = o
 			}
-			if st := w.snapshot().State; order != nil || w.isTold() || (st != Starting && st != Ready && st != Draining) {
-				continue
+			if !begun {
+				drain()
 			}
-			order, probeC, startC = &o, nil, nil
-			if w.snapshot().State != Draining {
-				w.to(Draining, o.Reason)
-			}
-			withdrawn := make(chan struct{})
-			settled = withdrawn
-			w.pool.wg.Go(func() {
-				defer close(withdrawn)
-				cfg.Gate.Withdraw(w.snapshot())
-			})
+
+		case <-held:
+			drain()
 
 		case <-settled:
 			settled = nil
@@ -353,6 +377,7 @@ func (w *worker) becomeReady(how string) {
 	}
 	w.wasUp = true
 	w.to(Ready, how)
+	w.pool.hasReady()
 	w.pool.cfg.Keeper.Sync() // it does not say twice that it is ready, and what it takes
 	close(w.ready)
 }
