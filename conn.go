@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -27,7 +28,8 @@ type conn struct {
 	cond    sync.Cond // on mu: the deadline, the scanner or closed changed
 	scan    scanner
 	buf     []byte    // read ahead and not yet given to net/http
-	rd      time.Time // the read deadline that the server wants
+	rd      time.Time // the read deadline that net/http wants
+	set     time.Time // the one in force
 	one     [4]byte   // for reads that must take little, without an allocation
 	small   [4]byte   // holds buf while it is that short
 	page    *page     // holds buf when it is longer
@@ -37,9 +39,12 @@ type conn struct {
 	taken   bool      // hijacked
 	busy    bool      // a request is with the program
 	reading bool      // a Read is blocked in the kernel
-	kicked  bool      // the read deadline in force is a kick, not rd
+	kicked  bool      // the read deadline in force is a kick
 	gone    bool      // handed off or ended between two requests
 	closed  bool
+	lazy    lazyWatch
+
+	inFlight atomic.Int32 // requests that are with the program
 
 	// Of look; guarded by the process's mutex.
 	seen   int64
@@ -132,23 +137,6 @@ func (c *conn) Close() error {
 		c.srv.forget(c)
 	}
 	return err
-}
-
-// SetDeadline is as in net.Conn.
-func (c *conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
-}
-
-// SetReadDeadline is as in net.Conn.
-func (c *conn) SetReadDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.rd = t
-	c.cond.Broadcast()
-	if c.kicked {
-		return nil // the reader puts it in force when it has woken
-	}
-	return c.Conn.SetReadDeadline(t)
 }
 
 // Read is as in net.Conn, except that it never gives bytes of two requests.
@@ -244,6 +232,7 @@ func (c *conn) readKernel(p []byte) (int, error) {
 	case phBody:
 		p = p[:min(int64(len(p)), c.scan.left)]
 	case phRaw:
+		c.enforce()
 		c.mu.Unlock()
 		defer c.mu.Lock()
 		return c.Conn.Read(p)
@@ -286,47 +275,6 @@ func (c *conn) keep(b []byte) {
 		}
 	}
 	c.buf = append(c.buf, b...)
-}
-
-// watch is what a read between the head of a request and the next request is
-// for: to notice that the client is gone. Like net/http it stops to look once
-// a byte has come; that byte is kept.
-func (c *conn) watch() error {
-	if len(c.buf) == 0 {
-		return c.readAhead(1)
-	}
-	if c.closed {
-		return net.ErrClosed
-	}
-	var timer *time.Timer
-	if !c.rd.IsZero() {
-		d := time.Until(c.rd)
-		if d <= 0 {
-			return errTimeout
-		}
-		timer = time.AfterFunc(d, func() { c.mu.Lock(); c.cond.Broadcast(); c.mu.Unlock() })
-		defer timer.Stop()
-	}
-	c.cond.Wait()
-	return nil
-}
-
-// wait reads from the kernel with mu released. A kick ends it with no bytes
-// and no error.
-func (c *conn) wait(p []byte) (int, error) {
-	c.reading = true
-	c.mu.Unlock()
-	n, err := c.Conn.Read(p)
-	c.mu.Lock()
-	c.reading = false
-	if c.kicked {
-		c.kicked = false
-		_ = c.Conn.SetReadDeadline(c.rd)
-		if errors.Is(err, os.ErrDeadlineExceeded) && (c.rd.IsZero() || time.Now().Before(c.rd)) {
-			err = nil
-		}
-	}
-	return n, err
 }
 
 // began is called by the outermost handler: the head was read, and its body
@@ -397,5 +345,6 @@ func (c *conn) pass() {
 	c.scan.phase = phRaw
 	c.taken = true
 	c.idle = false
+	c.enforce()
 	c.cond.Broadcast()
 }

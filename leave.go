@@ -44,6 +44,7 @@ func (c *conn) kickable() bool {
 
 // tryRead reads what is there, without waiting.
 func (c *conn) tryRead(p []byte) (int, error) {
+	c.enforce() // a kick's deadline may still be there, and nothing is read behind one
 	n, err := 0, error(nil)
 	cerr := c.rc.Read(func(fd uintptr) bool {
 		for {
@@ -78,7 +79,8 @@ func (c *conn) kick() bool {
 	}
 	if c.reading && !c.kicked {
 		c.kicked = true
-		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+		c.set = time.Unix(1, 0)
+		_ = c.Conn.SetReadDeadline(c.set)
 	}
 	return true
 }
@@ -133,9 +135,6 @@ func (c *conn) park(idle time.Duration) bool {
 			return false
 		}
 	}
-	if idle > 0 {
-		c.rd = time.Time{}
-		_ = c.Conn.SetReadDeadline(c.rd)
-	}
+	c.rd = time.Time{}
 	return true
 }

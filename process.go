@@ -254,7 +254,7 @@ func (p *process) report(ctx context.Context) {
 func (p *process) sendStatus() {
 	var st channel.Status
 	for _, s := range p.servers {
-		st.InFlight += int(s.inFlight.Load())
+		st.InFlight += s.requests()
 		st.Connections += s.count()
 		st.Handed += int(s.handed.Load())
 		st.Bytes += s.look()

@@ -34,12 +34,11 @@ type server struct {
 	star bool         // net/http answers OPTIONS *
 	tls  bool
 
-	mode     atomic.Int32
-	inFlight atomic.Int64
-	handed   atomic.Int64
-	out      atomic.Pointer[handoff.Sender]
-	full     atomic.Bool // sending failed and may succeed later
-	broken   atomic.Bool // sending failed and will not succeed
+	mode   atomic.Int32
+	handed atomic.Int64
+	out    atomic.Pointer[handoff.Sender]
+	full   atomic.Bool // sending failed and may succeed later
+	broken atomic.Bool // sending failed and will not succeed
 
 	moved int64 // see look; guarded by the process's mutex
 
@@ -119,11 +118,12 @@ func connOf(nc net.Conn) *conn {
 
 // ServeHTTP is the outermost handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.inFlight.Add(1)
-	defer s.inFlight.Add(-1)
 	c, _ := r.Context().Value(connKey{}).(*conn)
 	moves := false
 	if c != nil {
+		// Counted on the connection: a counter of the server would be fought over by all cores.
+		c.inFlight.Add(1)
+		defer c.inFlight.Add(-1)
 		if r.ProtoMajor == 1 {
 			moves = c.began(r.ContentLength)
 		} else {
@@ -171,6 +171,16 @@ func (s *server) forget(c *conn) {
 	case s.changed <- struct{}{}:
 	default:
 	}
+}
+
+// requests is how many requests are with the program.
+func (s *server) requests() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		n += int(c.inFlight.Load())
+	}
+	return n
 }
 
 func (s *server) count() int {
