@@ -36,6 +36,7 @@ type cli struct {
 	Reload  reloadCmd  `cmd:"" help:"Replace the workers one by one."`
 	Scale   scaleCmd   `cmd:"" help:"Change the number of workers."`
 	Stop    stopCmd    `cmd:"" help:"Drain and end everything."`
+	Unit    unitCmd    `cmd:"" help:"Print a systemd unit for the flags of run."`
 	Check   checkCmd   `cmd:"" help:"Check the flags of run and the configuration file, and print what they come to."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -99,6 +100,7 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, er
 		kong.Name("gapless"),
 		kong.Description("A server process manager whose deploys nobody can notice."),
 		kong.DefaultEnvars("GAPLESS"),
+		kong.NamedMapper("user", kong.MapperFunc(decodeUser)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),

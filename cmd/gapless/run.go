@@ -58,7 +58,7 @@ type runCmd struct {
 	Watchdog          time.Duration `default:"0s" help:"A worker that is silent (once it has sent WATCHDOG=1) or accepts no connection for so long is replaced; 0: never."`
 
 	Chdir   string   `placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
-	User    string   `placeholder:"USER" help:"The workers' user, by name or number."`
+	User    string   `type:"user" placeholder:"USER" help:"The workers' user, by name or number."`
 	Group   string   `placeholder:"GROUP" help:"The workers' group, by name or number."`
 	Umask   string   `placeholder:"OCTAL" help:"The workers' umask."`
 	NoFile  string   `name:"nofile" placeholder:"N" help:"The workers' limit on open files; default: as many as are allowed."`
@@ -192,6 +192,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	}
 	if cfg.MaxMemory, err = parseSize(c.MaxWorkerMemory); err != nil {
 		return cfg, fmt.Errorf("--max-worker-memory: %w", err)
+	}
+	if c.User == bareUser {
+		return cfg, errors.New("--user: it has no value; write the name or number of a user")
 	}
 	if cfg.Surge < 1 {
 		return cfg, fmt.Errorf("--surge: %d is no number of extra workers; write 1 or more", cfg.Surge)

@@ -149,8 +149,8 @@ func (c *runCmd) inFile(s configfile.Setting) origin {
 // keys are the settings that a file may hold.
 func keys(node *kong.Node) map[string]configfile.Key {
 	all := map[string]configfile.Key{commandSetting: {Kind: configfile.List}}
-	for _, flag := range node.Flags {
-		if flag.Name != configFlag && flag.Name != "help" {
+	for _, flag := range runFlags(node) {
+		if flag.Name != configFlag {
 			all[flag.Name] = configfile.Key{Kind: kindOf(flag.Target.Type()), Choices: choices(flag)}
 		}
 	}
@@ -249,8 +249,8 @@ func (c *runCmd) effective(node *kong.Node) string {
 		width = max(width, len(e.setting))
 		entries = append(entries, e)
 	}
-	for _, flag := range node.Flags {
-		if flag.Name == "help" || flag.Name == configFlag {
+	for _, flag := range runFlags(node) {
+		if flag.Name == configFlag {
 			continue
 		}
 		value := yamlOf(flag.Target)
