@@ -76,6 +76,24 @@ func TestLauncher_TellsTheWorkerWhoItIs(t *testing.T) {
 			t.Errorf("extra %+v", got.Extra)
 		}
 	}
+	for _, tc := range []struct {
+		name    string
+		env     string
+		crowded bool
+		want    bool
+	}{
+		{"a CPU for each", "A=1", false, false},
+		{"more workers than CPUs", "A=1", true, true},
+		{"the user has said how many", "GOMAXPROCS=3", true, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := &launcher{release: l.release, env: []string{tc.env}, crowded: func() bool { return tc.crowded }}
+			got, err := l.launch(0, nil)
+			if has := slices.Contains(got.Env, "GOMAXPROCS=1"); err != nil || has != tc.want {
+				t.Errorf("environment %q, %v; one thread: want %v", got.Env, err, tc.want)
+			}
+		})
+	}
 	l.handoff, l.tickets = nil, nil
 	if bare, err := l.launch(0, nil); err != nil || len(bare.Extra) != 0 {
 		t.Errorf("without queue and tickets: %+v, %v", bare.Extra, err)

@@ -60,6 +60,7 @@ type master struct {
 
 	lines []*workerpool.Lines   // of --log-prefix
 	facts atomic.Pointer[facts] // of this generation, as it is now
+	aimed atomic.Int64          // how many workers there are or are to be, as far as their starts need to know
 
 	// The rest belongs to the goroutine of govern.
 	reread     func() (Config, error)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gapless/internal/cgroup"
 	"gapless/internal/control"
 	"gapless/internal/packet"
 	"gapless/internal/procfs"
@@ -61,6 +62,7 @@ func (m *master) start(ctx context.Context) error {
 		}
 	}
 	m.started = workers
+	m.aimed.Store(int64(workers))
 	var ready atomic.Int64
 	m.newPool(l, func() {
 		m.progress(upgrade.Progress{Phase: upgrade.PhaseWorkers, Ready: int(ready.Add(1)), Total: workers, Limit: m.cfg.StartTimeout})
@@ -107,11 +109,14 @@ func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
 		return nil, err
 	}
 	l := &launcher{release: rel, env: workerEnviron(environ, rel.dirName), generation: m.generation, revision: revision,
-		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile}
+		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile, crowded: m.crowded}
 	m.facts.Store(&facts{Generation: m.generation, Revision: revision, MasterPID: os.Getpid(), Began: m.began,
 		ReleaseDir: rel.dirName, Command: cfg.Command, Binary: ownBinary(), Version: cfg.Version})
 	return l, m.pin(l)
 }
+
+// crowded says whether there are more workers than CPUs. It is asked at each worker's start.
+func (m *master) crowded() bool { return int(m.aimed.Load()) > cgroup.Reader{}.CPUs() }
 
 // steps runs the previous steps for a launcher's workers.
 func (m *master) steps(ctx context.Context, cfg Config, l *launcher) error {

@@ -254,6 +254,7 @@ func (m *master) helloLimit() time.Duration {
 func (m *master) scale(ctx context.Context, answer []uint64) {
 	n := m.wanted
 	m.log.Info("Scaling", zap.Int("from_workers", len(m.pool.Slots())), zap.Int("workers", n))
+	m.aimed.Store(int64(n))
 	m.begin(ctx, control.KindScale, answer, func(ctx context.Context) error {
 		return m.pool.Scale(ctx, n, m.order("there are to be fewer workers", false))
 	})

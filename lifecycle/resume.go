@@ -156,6 +156,7 @@ func (h *heritage) lanes(workers []workerpool.Record) (map[string]*os.File, erro
 func (m *master) resume(charge chan struct{}) error {
 	h := m.left
 	defer h.store.close()
+	m.aimed.Store(int64(h.Wanted))
 	m.revision, m.wanted, m.started, m.configured = h.Revision, h.Wanted, h.Wanted, h.Configured
 	m.link.remember(h.Acked...)
 	if len(h.Facts) == 0 {
@@ -175,7 +176,7 @@ func (m *master) resume(charge chan struct{}) error {
 	if err := m.resumeQueues(); err != nil {
 		return err
 	}
-	l.generation, l.revision, l.handoff, l.tickets = m.generation, m.revision, m.queues.own.recv, m.tickets.f
+	l.generation, l.revision, l.handoff, l.tickets, l.crowded = m.generation, m.revision, m.queues.own.recv, m.tickets.f, m.crowded
 	if err := m.pin(l); err != nil {
 		return err
 	}
