@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"gapless/internal/packet"
-	"gapless/internal/procfs"
 	"gapless/upgrade"
 	"gapless/workerpool"
 
@@ -25,7 +24,8 @@ import (
 
 // Errors with which a master ends.
 var (
-	errStopped = fmt.Errorf("stopped: %w", errDone)
+	errStopped    = fmt.Errorf("stopped: %w", errDone)
+	errHandedOver = fmt.Errorf("handed over: %w", errDone)
 )
 
 // master owns one generation of workers, and, while it is in charge, the lanes and what drains of earlier generations.
@@ -42,10 +42,10 @@ type master struct {
 	account account
 	files   upgrade.Handover // flip, whose lanes the parent keeps as well
 
+	machinery
 	flip    upgrade.Handover
-	pred    *upgrade.Predecessor // nil in the first master
+	pred    predecessor // nil in the first master
 	link    *masterLink
-	prober  *procfs.Prober
 	inv     *upgrade.Inventory // nil before this master is in charge
 	gate    *gate
 	pool    *workerpool.Pool
@@ -93,11 +93,9 @@ func RunMaster(cfg Config, reread func() (Config, error), log *zap.Logger) error
 }
 
 func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *zap.Logger) error {
-	m := &master{cfg: cfg, left: left, reread: reread, revision: 1, configured: cfg.Workers, wanted: cfg.Workers, events: log, log: log, began: time.Now()}
-	m.limits.since = m.began
-	m.state.observe = func(from, to State) {
-		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
-	}
+	real, prober := realMachinery()
+	defer prober.Close()
+	m := newMaster(cfg, left, reread, real, log)
 	beSmall()
 	err := m.isolate()
 	if err == nil {
@@ -106,14 +104,9 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 	if err != nil {
 		return err
 	}
-	m.keep = newKeeper(m.log)
-	m.files = keptFiles{m.flip, m.keep}
-	if m.tickets, err = openTickets(m.files, m.left, m.log); err != nil {
+	if err := m.equip(); err != nil {
 		return err
 	}
-	m.prober = procfs.NewProber("/proc/self/exe", "probe")
-	defer m.prober.Close()
-
 	g := NewGroup(m.log)
 	charge := make(chan struct{}) // closed when this master may read the link
 	g.Add("link", func(ctx context.Context) error {
@@ -125,24 +118,47 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 		return m.link.run(ctx)
 	})
 	g.Add("keeper", m.keep.run)
-	m.queues.work = make(chan struct{}, 1)
-	m.queues.forget = func(generation int) { m.keep.remove(queueEntry(generation)) }
 	g.Add("queues", m.queues.run)
-	m.strays = newStrays(m)
 	g.Add("strays", m.strays.run)
 	g.Add("tickets", m.tickets.run)
 	g.Add("limits", m.keepLimits)
-	m.watch.watch = m.watchLanes
-	defer m.watch.stop()
 	g.Add("master", func(ctx context.Context) error { return m.live(ctx, charge) })
 	err = g.Run()
+	m.close()
+	return err
+}
+
+func newMaster(cfg Config, left *heritage, reread func() (Config, error), on machinery, log *zap.Logger) *master {
+	m := &master{cfg: cfg, left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
+		events: log, log: log, began: time.Now()}
+	m.limits.since = m.began
+	m.state.observe = func(from, to State) {
+		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
+	}
+	return m
+}
+
+// equip gives a master that has joined what its actors work with.
+func (m *master) equip() (err error) {
+	m.keep = newKeeper(m.log)
+	m.files = keptFiles{m.flip, m.keep}
+	m.queues.work = make(chan struct{}, 1)
+	m.queues.forget = func(generation int) { m.keep.remove(queueEntry(generation)) }
+	m.strays = newStrays(m)
+	m.watch.watch = m.watchLanes
+	m.tickets, err = openTickets(m.files, m.left, m.log)
+	return err
+}
+
+// close follows the end of all actors.
+func (m *master) close() {
+	m.watch.stop()
 	for _, l := range m.lines {
 		l.Close()
 	}
 	if m.pred != nil {
 		m.pred.Close()
 	}
-	return err
 }
 
 // ReportFailure tells the master in charge, if this process was started to follow it, why it cannot: for failures before
@@ -189,8 +205,12 @@ func (m *master) join() error {
 		return fmt.Errorf("tableflip: %w", err)
 	}
 	m.flip = flip
-	if m.pred, err = upgrade.Join(flip); err != nil {
+	pred, err := upgrade.Join(flip)
+	if err != nil {
 		return err
+	}
+	if pred != nil {
+		m.pred = pred
 	}
 	m.generation, m.next = 1, 2
 	if m.left != nil {

@@ -45,7 +45,8 @@ func (m *master) govern(ctx context.Context) error {
 				// The new master waits for our end, and the process has nothing left to say: what this pool's
 				// goroutines still hold belongs to the next master now.
 				_ = m.log.Sync()
-				os.Exit(0) //nolint:forbidigo // see above
+				m.exit()
+				return errHandedOver // not reached by a process
 			}
 			if err == nil && m.op.kind == control.KindReload {
 				m.revision++

@@ -71,7 +71,7 @@ func (m *master) start(ctx context.Context) error {
 	if err := m.pool.Start(ctx, workers); err != nil {
 		return err
 	}
-	m.prober.Rest() // its helper, if it needed one, is for starts
+	_ = m.prober.Rest() // its helper, if it needed one, is for starts
 	return nil
 }
 
@@ -81,7 +81,8 @@ func (m *master) newPool(l *launcher, ready func()) {
 	out, errs := workerpool.NewLines(os.Stdout), workerpool.NewLines(os.Stderr)
 	m.lines = []*workerpool.Lines{out, errs}
 	m.pool = workerpool.New(workerpool.Config{
-		Generation: m.generation, Spawner: workerpool.ExecSpawner{}, Prober: m.prober, Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
+		Generation: m.generation, Spawner: m.spawner, Prober: m.prober, Listen: m.listen,
+		Asker: (*asker)(m), Gate: m.gate, Launch: l.launch,
 		Readiness: m.cfg.Readiness, StartTimeout: m.cfg.StartTimeout, StopSignal: m.cfg.StopSignal, Watchdog: m.cfg.Watchdog,
 		Log: m.events, Owns: ownsSender, Out: out, Err: errs, Prefix: m.cfg.LogPrefix, Keeper: m.keep,
 		Observe: func(e workerpool.Event) {

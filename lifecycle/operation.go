@@ -239,7 +239,7 @@ func (m *master) upgrade(ctx context.Context, answer []uint64) {
 		Knock:    m.gate.knock,
 		Hello:    m.helloLimit(),
 	}
-	m.begin(ctx, control.KindUpgrade, answer, a.Run)
+	m.begin(ctx, control.KindUpgrade, answer, func(ctx context.Context) error { return m.attempt(a, ctx) })
 }
 
 // helloLimit is how long a new master may stay silent.

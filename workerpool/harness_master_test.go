@@ -2,14 +2,15 @@ package workerpool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 
+	"gapless/internal/notify"
 	"gapless/internal/pidfd"
 	"gapless/internal/procfs"
 
@@ -21,8 +22,6 @@ import (
 // kernel is the Spawner and the Prober of one master. When the master is gone its handles do nothing any more.
 type kernel struct {
 	w    *world
-	pool *Pool // for mute
-
 	gone bool // guarded by the world's lock
 }
 
@@ -69,30 +68,7 @@ func (k *kernel) Attach(pid int, f *os.File) (Process, error) {
 
 func (k *kernel) handle(p *program) *handle {
 	p.holders++
-	h := &handle{program: p, k: k}
-	if k.w.bubble {
-		go k.mute(h)
-	}
-	return h
-}
-
-// mute ends the one reader that no fake can end, as soon as the pool knows the worker.
-func (k *kernel) mute(h *handle) {
-	for {
-		k.w.mu.Lock()
-		closed := h.closed
-		k.w.mu.Unlock()
-		if closed {
-			return
-		}
-		for _, w := range k.pool.all(func(i Info) bool { return i.PID == h.pid }) {
-			if w.notify != nil {
-				_ = w.notify.SetReadDeadline(longAgo)
-			}
-			return
-		}
-		runtime.Gosched()
-	}
+	return &handle{program: p, k: k}
 }
 
 // Waiting is what the prober sees.
@@ -326,8 +302,10 @@ func (w *world) newMaster(generation int, change func(*Config)) *master {
 	if change != nil {
 		change(&cfg)
 	}
+	if w.bubble {
+		cfg.Listen = func() (*notify.Socket, error) { return nil, errors.New("no socket that is read in a bubble") }
+	}
 	m.Pool = New(cfg)
-	k.pool = m.Pool
 	return m
 }
 
@@ -337,19 +315,6 @@ func (m *master) leave() {
 	m.k.w.mu.Lock()
 	defer m.k.w.mu.Unlock()
 	m.k.gone = true
-}
-
-// Thaw mutes the readers that it starts again, as mute does the first ones: a freeze may have undone that.
-func (m *master) Thaw() {
-	m.Pool.Thaw()
-	if !m.k.w.bubble {
-		return
-	}
-	for _, w := range m.all(nil) {
-		if w.notify != nil {
-			_ = w.notify.SetReadDeadline(longAgo)
-		}
-	}
 }
 
 // end kills what is left and waits for all goroutines.

@@ -44,6 +44,8 @@ type Config struct {
 	Prefix   bool
 	Watchdog time.Duration // told to the workers as WATCHDOG_USEC; 0: none
 
+	// Listen opens a worker's notify socket; nil: notify.Listen does.
+	Listen func() (*notify.Socket, error)
 	// Keeper keeps what another process needs to take the workers over if this one is killed; nil: nobody does.
 	Keeper Keeper
 
@@ -94,6 +96,9 @@ func New(cfg Config) *Pool {
 	}
 	if cfg.Keeper == nil {
 		cfg.Keeper = noKeeper{}
+	}
+	if cfg.Listen == nil {
+		cfg.Listen = notify.Listen
 	}
 	if cfg.Owns == nil {
 		cfg.Owns = func(worker, sender int) bool { return worker == sender }
@@ -183,7 +188,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	}
 	l.Sockets, l.Watchdog = sockets, p.cfg.Watchdog
 
-	ns, err := notify.Listen()
+	ns, err := p.cfg.Listen()
 	if err == nil {
 		cleanup = append(cleanup, func() { ns.Close() })
 		l.Env = append(l.Env, "NOTIFY_SOCKET="+ns.Address())
