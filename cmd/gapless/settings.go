@@ -216,26 +216,6 @@ func (c *runCmd) reread() (lifecycle.Config, error) {
 	return cfg, again.explain(err)
 }
 
-// checkCmd is `gapless check`: run, without running.
-type checkCmd struct {
-	Flags runCmd `embed:""`
-}
-
-// Help is shown after the flags.
-func (checkCmd) Help() string {
-	return "Prints the settings in the form of a configuration file. Exit status: 0 they are good; 2 they are not."
-}
-
-// Run checks.
-func (c *checkCmd) Run(r *result, kctx *kong.Context, stdout io.Writer) error {
-	if _, err := c.Flags.config(); err != nil {
-		*r = result{statusUsage, c.Flags.explain(err)}
-		return nil
-	}
-	_, err := io.WriteString(stdout, c.Flags.effective(kctx.Selected()))
-	return err
-}
-
 // effective is a configuration file that means the same, with a comment at each setting that says where it comes from.
 func (c *runCmd) effective(node *kong.Node) string {
 	type entry struct{ setting, from string }
