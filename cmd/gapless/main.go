@@ -30,15 +30,17 @@ const (
 
 // cli is the grammar of the command line: one field, and one file, for each verb.
 type cli struct {
-	Run     runCmd     `cmd:"" help:"Run COMMAND (or the built-in app) as worker processes, in the foreground."`
-	Status  statusCmd  `cmd:"" help:"Show what runs: generations, workers, memory, connections."`
-	Upgrade upgradeCmd `cmd:"" help:"Replace gapless and every worker with what is on disk, and wait until they are in charge."`
-	Reload  reloadCmd  `cmd:"" help:"Replace the workers one by one."`
-	Scale   scaleCmd   `cmd:"" help:"Change the number of workers."`
-	Stop    stopCmd    `cmd:"" help:"Drain and end everything."`
-	Unit    unitCmd    `cmd:"" help:"Print a systemd unit for the flags of run."`
-	Check   checkCmd   `cmd:"" help:"Check the flags of run and the configuration file, and print what they come to."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Run       runCmd       `cmd:"" help:"Run COMMAND (or the built-in app) as worker processes, in the foreground."`
+	Status    statusCmd    `cmd:"" help:"Show what runs: generations, workers, memory, connections."`
+	Upgrade   upgradeCmd   `cmd:"" help:"Replace gapless and every worker with what is on disk, and wait until they are in charge."`
+	Reload    reloadCmd    `cmd:"" help:"Replace the workers one by one."`
+	Scale     scaleCmd     `cmd:"" help:"Change the number of workers."`
+	Stop      stopCmd      `cmd:"" help:"Drain and end everything."`
+	Unit      unitCmd      `cmd:"" help:"Print a systemd unit for the flags of run."`
+	Install   installCmd   `cmd:"" help:"Install, enable and start such a unit."`
+	Uninstall uninstallCmd `cmd:"" help:"Stop and remove it."`
+	Check     checkCmd     `cmd:"" help:"Check the flags of run and the configuration file, and print what they come to."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // result is a verb's outcome: the exit status, and what to tell a person.

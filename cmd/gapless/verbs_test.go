@@ -50,6 +50,7 @@ func TestVerbs(t *testing.T) {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("GAPLESS_RUNTIME_DIR", filepath.Join(dir, "gapless")) // whatever else runs on this machine
 			env.Setenv("SOCKETS", filepath.Join(dir, "gapless"))
+			env.Setenv("ONLY", bin) // as PATH: gapless, and nothing else
 			env.Setenv("TESTPID", strconv.Itoa(os.Getpid()))
 			env.Values[fakesKey{}] = &[]*controltest.Fake{}
 			return nil
