@@ -24,6 +24,7 @@ type Config struct {
 	DrainExtra   time.Duration
 	CloseSpread  time.Duration
 	StopSignal   syscall.Signal
+	Keep         time.Duration // the window after an upgrade, in which the old generation stays whole; 0: none
 
 	BeforeStart        []string
 	BeforeStartTimeout time.Duration

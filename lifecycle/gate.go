@@ -36,12 +36,15 @@ type gate struct {
 	shared  map[string]workerpool.Socket   // by address: the one lane, where workers do not have their own
 	serving map[string]int                 // by lane: how many workers of all generations have it
 	refused bool                           // the kernel lets nobody connect any more
+	// admitted are the lanes at which a worker of this generation is ready and has not been told to drain.
+	admitted map[string]bool
+	beside   *share // the generation that is staged beside this one; nil: none is
 }
 
 func newGate(generation int, inv *upgrade.Inventory, names []string, ceiling time.Duration, log *zap.Logger) *gate {
 	return &gate{generation: generation, inv: inv, names: names, ceiling: ceiling, log: log,
 		granted: make(map[string][]workerpool.Socket), files: make(map[string]*os.File),
-		shared: make(map[string]workerpool.Socket), serving: make(map[string]int)}
+		shared: make(map[string]workerpool.Socket), serving: make(map[string]int), admitted: make(map[string]bool)}
 }
 
 // grant adds lanes for workers to come. shared says that all workers of the generation have the one lane.
@@ -121,14 +124,16 @@ func socketOf(l *upgrade.Lane) workerpool.Socket {
 func (g *gate) Admit(w workerpool.Info) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.inv == nil || w.Generation != g.generation {
+	if w.Generation != g.generation {
+		return nil
+	}
+	for _, name := range w.Lanes {
+		g.admitted[name] = true
+	}
+	if g.inv == nil {
 		return nil // before the commit: takeCharge admits all at once
 	}
-	activate := make(map[string]int)
-	for _, name := range w.Lanes {
-		activate[name] = 1
-	}
-	if err := g.inv.Switch(activate, nil); err != nil {
+	if err := g.steer(); err != nil {
 		return err
 	}
 	return g.sweep()
@@ -140,11 +145,9 @@ func (g *gate) takeCharge(inv *upgrade.Inventory, old []workerpool.Info) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.inv = inv
-	mine := make(map[string]int)
-	for lane, n := range g.serving {
-		if n > 0 {
-			mine[lane] = 1
-		}
+	mine := make(map[string]int) // not those of a worker that has died in the window and is not ready again
+	for lane := range g.admitted {
+		mine[lane] = 1
 	}
 	for address, s := range g.shared {
 		if l := inv.Lane(s.Lane); l != nil {
@@ -231,8 +234,11 @@ func (g *gate) Withdraw(w workerpool.Info) {
 		if l == nil || inv.Mode(l.Address().Name) == upgrade.ModePlain {
 			continue
 		}
-		if l.State() == upgrade.LaneActive && g.serving[name] == 1 {
-			out = append(out, name)
+		if g.serving[name] == 1 {
+			delete(g.admitted, name)
+			if l.State() == upgrade.LaneActive {
+				out = append(out, name)
+			}
 		}
 		lanes = append(lanes, l)
 	}
@@ -241,6 +247,7 @@ func (g *gate) Withdraw(w workerpool.Info) {
 	if err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		g.log.Error("Lanes cannot be withdrawn", zap.Strings("lanes", out), zap.Error(err))
 	}
+	g.rebalance()
 	refused := g.refused
 	g.mu.Unlock()
 
@@ -270,6 +277,7 @@ func (g *gate) Release(w workerpool.Info, _ workerpool.State) {
 			continue
 		}
 		delete(g.serving, lane)
+		delete(g.admitted, lane)
 		switch {
 		case g.inv != nil:
 			if err := g.vacate(lane); err != nil {
@@ -282,6 +290,9 @@ func (g *gate) Release(w workerpool.Info, _ workerpool.State) {
 				g.granted[g.names[i]] = append(g.granted[g.names[i]], s)
 			}
 		}
+	}
+	if g.inv != nil {
+		g.rebalance()
 	}
 }
 
@@ -315,6 +326,7 @@ func (g *gate) retire(old map[string]workerpool.Socket) error {
 	defer g.mu.Unlock()
 	var out []string
 	for _, s := range old {
+		delete(g.admitted, s.Lane)
 		out = append(out, s.Lane)
 	}
 	return g.inv.Switch(nil, out)

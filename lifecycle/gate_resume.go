@@ -24,6 +24,7 @@ func (g *gate) resume(workers []workerpool.Info) error {
 			}
 			if w.State == workerpool.Ready {
 				ready[name] = 1
+				g.admitted[name] = true
 			}
 			if address := l.Address().Name; g.inv.Mode(address) != upgrade.ModeSteered {
 				g.shared[address] = socketOf(l)

@@ -221,6 +221,10 @@ func (m *master) snapshot() ledger {
 	l.Revision, l.Next, l.Wanted, l.Operation = m.account.revision, m.account.next, m.account.wanted, m.account.operation
 	l.Configured, l.Acked = m.account.configured, m.link.recall()
 	l.Facts = append([]facts{*m.facts.Load()}, m.account.older...)
+	if s := m.stage.Load(); s != nil {
+		workers, known := s.kept()
+		l.Workers, l.Facts = append(l.Workers, workers...), append(l.Facts, known...)
+	}
 	l.Recipe = m.pinned.Load().record()
 	return l
 }
@@ -230,7 +234,7 @@ func (m *master) note() {
 	m.account.Lock()
 	m.account.operation = nil
 	if m.op != nil {
-		m.account.operation = &operationRecord{Kind: m.op.kind, Target: m.op.target, Began: m.op.began, Answer: m.op.answer}
+		m.account.operation = m.op.record()
 	}
 	m.account.Unlock()
 	m.syncAccount()

@@ -58,6 +58,7 @@ type operationRecord struct {
 	Target int       `json:"target,omitempty"`
 	Began  time.Time `json:"began"`
 	Answer []uint64  `json:"answer,omitempty"`
+	Undo   []uint64  `json:"undo,omitempty"` // the commands that wait for its being undone
 	Done   bool      `json:"done,omitempty"` // it has succeeded, and nobody may have been told
 }
 

@@ -92,7 +92,8 @@ func (m *master) keepLimits(ctx context.Context) error {
 	for {
 		select {
 		case now := <-tick.C:
-			if m.state.get() != Serving {
+			if st := m.state.get(); st != Serving && st != Holding {
+				m.keepPresented(now)
 				m.limits.lanes = make(map[string]laneQueue)
 				continue
 			}
@@ -179,8 +180,7 @@ func (m *master) endHung(now time.Time) {
 	if d <= 0 {
 		return
 	}
-	slept := !m.limits.lastLook.IsZero() && now.Round(0).Sub(m.limits.lastLook.Round(0)) > d/2+4*limitsEvery
-	m.limits.lastLook = now
+	slept := m.limits.slept(now, d)
 	if slept {
 		m.limits.lanes = make(map[string]laneQueue)
 	}
@@ -198,8 +198,8 @@ func (m *master) endHung(now time.Time) {
 
 func (m *master) hung(w workerpool.Info, queues map[string]upgrade.LaneReading, now time.Time, slept bool) string {
 	d := m.cfg.Watchdog
-	if silent := now.Sub(w.Beat); !w.Beat.IsZero() && silent > d && !slept {
-		return fmt.Sprintf("it has not sent WATCHDOG=1 for %v", silent.Round(time.Millisecond))
+	if reason := silent(w, now, d); reason != "" && !slept {
+		return reason
 	}
 	for _, lane := range w.Lanes {
 		r, ok := queues[lane]
@@ -216,6 +216,21 @@ func (m *master) hung(w workerpool.Info, queues map[string]upgrade.LaneReading, 
 			delete(m.limits.lanes, lane)
 			return fmt.Sprintf("it has accepted none of %d waiting connections for %v", r.Queue, stuck.Round(time.Millisecond))
 		}
+	}
+	return ""
+}
+
+// slept tells, from the time since the last look, whether the machine was suspended.
+func (l *limits) slept(now time.Time, d time.Duration) bool {
+	slept := !l.lastLook.IsZero() && now.Round(0).Sub(l.lastLook.Round(0)) > d/2+4*limitsEvery
+	l.lastLook = now
+	return slept
+}
+
+// silent says that a worker that once sent WATCHDOG=1 has not done so in time.
+func silent(w workerpool.Info, now time.Time, d time.Duration) string {
+	if quiet := now.Sub(w.Beat); !w.Beat.IsZero() && quiet > d {
+		return fmt.Sprintf("it has not sent WATCHDOG=1 for %v", quiet.Round(time.Millisecond))
 	}
 	return ""
 }

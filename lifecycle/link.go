@@ -37,8 +37,18 @@ type linkMessage struct {
 
 // command is what only the control socket can ask for; the rest are signals.
 type command struct {
-	Verb    verb `json:"verb"`
-	Workers int  `json:"workers,omitempty"`
+	Verb    verb          `json:"verb"`
+	Workers int           `json:"workers,omitempty"`
+	Percent int           `json:"percent,omitempty"`
+	Stage   *stageRequest `json:"stage,omitempty"`
+}
+
+// stageRequest is how an upgrade is staged, or what becomes of a staged one when it is promoted.
+type stageRequest struct {
+	Hold    bool           `json:"hold,omitempty"`
+	Weights []int          `json:"weights,omitempty"`
+	Bake    time.Duration  `json:"bake,omitempty"`
+	Keep    *time.Duration `json:"keep,omitempty"` // nil: as configured
 }
 
 type verb string
@@ -48,7 +58,20 @@ const (
 	verbUpgrade verb = "upgrade"
 	verbReload  verb = "reload"
 	verbScale   verb = "scale"
+
+	verbShift    verb = "shift"
+	verbPromote  verb = "promote"
+	verbAbort    verb = "abort"
+	verbRollback verb = "rollback"
 )
+
+// words is the verb in a sentence.
+func (v verb) words() string {
+	if v == verbRollback {
+		return "roll back"
+	}
+	return string(v)
+}
 
 // masterLink is a master's end of the link. All masters share the descriptor: only the one in charge reads.
 type masterLink struct {

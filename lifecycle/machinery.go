@@ -18,7 +18,10 @@ type predecessor interface {
 	Lanes(ctx context.Context, address string, count int) (names []string, files []*os.File, err error)
 	Knock(ctx context.Context, address, lane string) (*os.File, error)
 	Commit(ctx context.Context, accept func([]upgrade.Parcel) error) error
+	Has(p upgrade.Parcel) error
+	Seats(s upgrade.Seats)
 	Fail(reason string, tail []string)
+	Spared() bool
 	Aborted() <-chan struct{}
 	Reason() error
 	Close()

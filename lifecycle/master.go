@@ -77,6 +77,10 @@ type master struct {
 	stop       *linkMessage // the order to stop
 	refusal    *time.Ticker // runs while stopping, until new clients are refused
 
+	stage     atomic.Pointer[stage] // beside this one's; nil: none
+	own       *generationBox        // of this generation, as it stands beside a staged one
+	presented atomic.Bool           // this master, not in charge yet, has told the one in charge what it has
+
 	lent struct { // lanes of the generation that is starting
 		sync.Mutex
 		names []string
@@ -132,6 +136,7 @@ func newMaster(cfg Config, left *heritage, reread func() (Config, error), on mac
 	m := &master{cfg: cfg, left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
 		events: log, log: log, began: time.Now()}
 	m.limits.since = m.began
+	m.own = newGenerationBox(0, GenerationActive) // looked at while this master is in charge
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
 	}
@@ -232,6 +237,7 @@ func (m *master) join() error {
 		return errors.New("a master is started by gapless run and not by hand")
 	}
 	m.log = m.log.With(fGeneration(m.generation))
+	m.own.number = m.generation
 	if m.pred == nil {
 		if err := flip.AddFile(linkFile, f); err != nil {
 			return fmt.Errorf("keep the link: %w", err)
@@ -316,6 +322,11 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 // giveUp ends a generation that never took charge.
 func (m *master) giveUp(err error, stopped bool) error {
 	_ = m.state.to(Over)
+	if m.pred != nil && m.pred.Spared() {
+		m.pred.Fail(err.Error(), tailOf(err))
+		m.leave()
+		return ErrReported
+	}
 	if m.pool != nil {
 		m.pool.Kill("its generation was given up")
 		m.pool.Wait()

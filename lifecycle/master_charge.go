@@ -150,8 +150,12 @@ func (m *master) refuse() {
 	}
 }
 
-// aborted follows the failure of an attempt: this generation serves on.
-func (m *master) aborted(err error) {
+// aborted follows the failure of an attempt: this generation serves on. staged is nil if the new one was not to be staged.
+func (m *master) aborted(err error, staged *stage) {
+	if staged != nil && staged.box.get() == GenerationDraining {
+		m.older = append([]facts{staged.facts}, m.older...)
+		m.older[0].MasterPID = 0
+	}
 	m.lent.Lock()
 	names := m.lent.names
 	m.lent.names = nil
@@ -229,7 +233,8 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: m.op.answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
+	answer, _ := m.op.waiting()
+	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

@@ -34,6 +34,11 @@ func (m *master) start(ctx context.Context) error {
 		if names, err = m.claim(); err != nil {
 			return err
 		}
+		if m.cfg.Keep > 0 {
+			if err := steerable(m.inv); err != nil {
+				return fmt.Errorf("--keep: a new generation %w; leave --keep out", err)
+			}
+		}
 		if err := m.introduce(); err != nil {
 			return err
 		}
@@ -87,7 +92,11 @@ func (m *master) newPool(l *launcher, ready func()) {
 		Log: m.events, Owns: ownsSender, Out: out, Err: errs, Prefix: m.cfg.LogPrefix, Keeper: m.keep,
 		Observe: func(e workerpool.Event) {
 			m.observe(e)
-			if e.State == workerpool.Ready && m.state.get() == Starting {
+			switch {
+			case m.state.get() != Starting:
+			case m.presented.Load():
+				m.seats(e)
+			case e.State == workerpool.Ready:
 				ready()
 			}
 		},
@@ -199,6 +208,7 @@ const (
 	parcelInventory = "inventory"
 	parcelWorker    = "worker"
 	parcelQueue     = "queue"
+	parcelFacts     = "facts" // from a master that is not in charge yet
 )
 
 // legacy is the parcel of the master itself.
@@ -265,6 +275,9 @@ func unpack(parcels []upgrade.Parcel) (in inheritance, err error) {
 func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	var in inheritance
 	var inv *upgrade.Inventory
+	if err := m.present(); err != nil {
+		return err
+	}
 	err := m.pred.Commit(ctx, func(parcels []upgrade.Parcel) (err error) {
 		if in, err = unpack(parcels); err != nil {
 			return err

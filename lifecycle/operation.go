@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,16 +20,20 @@ type operation struct {
 	kind   string // control's: upgrade, reload, scale
 	cancel context.CancelCauseFunc
 	began  time.Time
-	answer []uint64 // the commands that wait for its result
-	target int      // the generation that an upgrade is to bring
+	target int // the generation that an upgrade is to bring
 	// workers is the number that a reload has found configured. The operation's goroutine writes it before its end.
 	workers int
+
+	mu     sync.Mutex
+	answer []uint64 // the commands that wait for its result
+	undo   []uint64 // those that wait for its being undone
 }
 
 // wishes are what was asked for while an operation was under way, or before the workers were ready.
 type wishes struct {
 	upgrade []linkMessage // not acknowledged: if the operation is an upgrade that succeeds they are the next master's
 	reload  []linkMessage
+	command []linkMessage // likewise: to upgrade, while a generation is in its window
 }
 
 // obey acts on a signal or a command that the parent passed on. A signal is acknowledged when it has been acted on; one
@@ -42,6 +46,7 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 	switch msg.Signal {
 	case syscall.SIGUSR2:
 		m.wish(&m.wishes.upgrade, msg, "Upgrade")
+		m.closeWindow()
 	case syscall.SIGHUP:
 		m.wish(&m.wishes.reload, msg, "Reload")
 	case syscall.SIGTTIN, syscall.SIGTTOU:
@@ -101,7 +106,11 @@ func (m *master) proceed(ctx context.Context) {
 			m.link.ack(msg)
 		}
 		m.wishes.upgrade = nil
-		m.upgrade(ctx, nil)
+		m.upgrade(ctx, nil, nil)
+	case len(m.wishes.command) > 0: // its window's generation did not take charge after all
+		msg := m.wishes.command[0]
+		m.wishes.command = m.wishes.command[1:]
+		m.command(ctx, msg)
 	case len(m.wishes.reload) > 0:
 		for _, msg := range m.wishes.reload {
 			m.link.ack(msg)
@@ -124,6 +133,9 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 		r.Generation = m.generation
 		m.link.answer(msg.Seq, r)
 	}
+	if m.orderStage(msg) {
+		return
+	}
 	switch {
 	case m.state.get() == Stopping || m.stop != nil:
 		refuse(control.Result{Reason: "everything drains: gapless stops"})
@@ -138,7 +150,9 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 	m.link.ack(msg)
 	switch c.Verb {
 	case verbUpgrade:
-		m.upgrade(ctx, []uint64{msg.Seq})
+		m.upgrade(ctx, []uint64{msg.Seq}, c.Stage)
+	case verbShift, verbPromote, verbAbort, verbRollback:
+		refuse(control.Result{Reason: fmt.Sprintf("no generation is staged or in its window: there is nothing to %s", c.Verb.words())})
 	case verbReload:
 		m.reload(ctx, []uint64{msg.Seq})
 	case verbScale:
@@ -169,6 +183,9 @@ func (m *master) begin(ctx context.Context, kind string, answer []uint64, run fu
 		target = m.next - 1
 	}
 	m.op = &operation{kind: kind, cancel: cancel, began: time.Now(), answer: answer, target: target}
+	if s := m.stage.Load(); s != nil {
+		s.op = m.op
+	}
 	m.note()
 	m.keep.Sync() // a generation's number is never used again, whoever comes next
 	done := make(chan error, 1)
@@ -183,6 +200,7 @@ func (m *master) begin(ctx context.Context, kind string, answer []uint64, run fu
 func (m *master) ended(ctx context.Context, err error) {
 	op := m.op
 	m.op, m.opDone = nil, nil
+	staged := m.stage.Swap(nil)
 	result := control.Result{OK: err == nil, Generation: m.generation, Revision: m.revision, TookSeconds: time.Since(op.began).Seconds()}
 	if err != nil {
 		result.Reason, result.Tail = err.Error(), tailOf(err)
@@ -193,7 +211,7 @@ func (m *master) ended(ctx context.Context, err error) {
 	}
 	switch op.kind {
 	case control.KindUpgrade:
-		m.aborted(err)
+		m.aborted(err, staged)
 		m.emit(control.Event{Kind: op.kind, Generation: op.target, State: "aborted", Reason: result.Reason, LastLines: result.Tail, TookSeconds: result.TookSeconds})
 	default:
 		if err != nil && op.kind == control.KindScale {
@@ -211,8 +229,19 @@ func (m *master) ended(ctx context.Context, err error) {
 		}
 		m.emit(control.Event{Kind: op.kind, Generation: m.generation, State: state, Reason: result.Reason, TookSeconds: result.TookSeconds})
 	}
-	for _, seq := range op.answer {
+	answer, undo := op.waiting()
+	for _, seq := range answer {
 		m.link.answer(seq, result)
+	}
+	undone := control.Result{OK: true, Generation: m.generation, Revision: m.revision}
+	for _, seq := range undo {
+		m.link.answer(seq, undone)
+	}
+	if staged != nil {
+		staged.end(func(msg linkMessage, r control.Result) {
+			r.Generation = m.generation
+			m.link.answer(msg.Seq, r)
+		})
 	}
 	m.note()
 	// tableflip drops its ends of the pipes and sockets of a failed start without closing them, and a reload drops the
@@ -220,26 +249,6 @@ func (m *master) ended(ctx context.Context, err error) {
 	// other reason.
 	shrink()
 	m.proceed(ctx)
-}
-
-// upgrade starts an attempt.
-func (m *master) upgrade(ctx context.Context, answer []uint64) {
-	if err := m.state.to(Upgrading); err != nil {
-		m.log.Error("Upgrade refused", zap.Error(err))
-		return
-	}
-	generation := m.next
-	m.next++
-	m.log.Info("Upgrade started", zap.Int("to_generation", generation))
-	a := &upgrade.Attempt{
-		Handover: m.flip,
-		Owner:    (*owner)(m),
-		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted, Configured: m.configured},
-		End:      endGeneration,
-		Knock:    m.gate.knock,
-		Hello:    m.helloLimit(),
-	}
-	m.begin(ctx, control.KindUpgrade, answer, func(ctx context.Context) error { return m.attempt(a, ctx) })
 }
 
 // helloLimit is how long a new master may stay silent.

@@ -20,6 +20,12 @@ import (
 // sentinelField is in the message that the parent sends to itself: whatever a dead master had said comes before it.
 const sentinelField = "X_GAPLESS_SENTINEL"
 
+// What the parent wants to know when it hears the sentinel.
+const (
+	sentinelCharge = "charge" // who follows the master in charge
+	sentinelLeft   = "left"   // what one that never was in charge has left
+)
+
 // The role of a process that was started with the arguments of `gapless run`: without the variable it is a parent.
 const (
 	roleVariable = "GAPLESS_ROLE"
@@ -34,6 +40,10 @@ func cut(kv string) (name, value string, ok bool) { return strings.Cut(kv, "=") 
 // note acts on a message to the notify socket; true: there is no master any more.
 func (p *parent) note(m notify.Message) bool {
 	if m.PID == os.Getpid() && m.Fields[sentinelField] != "" {
+		if m.Fields[sentinelField] == sentinelLeft {
+			p.cleanLeft()
+			return false
+		}
 		return p.decide()
 	}
 	from := p.masters[m.PID]
@@ -157,7 +167,7 @@ func (p *parent) ended(e ended) bool {
 	}
 	p.dropFallen()
 	// Who follows is clear when all has been heard that was said before.
-	if err := p.tellSelf(); err != nil {
+	if err := p.tellSelf(sentinelCharge); err != nil {
 		p.log.Error("cannot tell who follows", zap.Error(err))
 		return p.decide()
 	}

@@ -125,43 +125,6 @@ func (c *controller) Status(ctx context.Context) (control.Status, error) {
 	return s, nil
 }
 
-// Upgrade is POST /v1/upgrade.
-func (c *controller) Upgrade(ctx context.Context, req control.UpgradeRequest, progress func(control.Event)) (control.Result, error) {
-	r, err := c.operate(ctx, command{Verb: verbUpgrade}, progress)
-	if err != nil || !r.OK || !req.WaitDrained {
-		return r, err
-	}
-	began := time.Now()
-	tick := time.NewTicker(drainedEvery)
-	defer tick.Stop()
-	for left := -1; ; {
-		s, err := c.Status(ctx)
-		if err != nil {
-			return r, err
-		}
-		workers := 0
-		for _, g := range s.Generations {
-			if g.Generation < r.Generation {
-				workers += len(g.Workers)
-			}
-		}
-		if s.State != control.StateNoMaster && workers == 0 {
-			r.TookSeconds += time.Since(began).Seconds()
-			return r, nil
-		}
-		if workers != left && progress != nil {
-			left = workers
-			progress(control.Event{Time: time.Now(), Kind: control.KindUpgrade, Generation: r.Generation, State: "drain", Total: workers,
-				Text: fmt.Sprintf("%d workers of older generations drain", workers)})
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return r, context.Cause(ctx)
-		}
-	}
-}
-
 // Reload is POST /v1/reload.
 func (c *controller) Reload(ctx context.Context, _ control.ReloadRequest, progress func(control.Event)) (control.Result, error) {
 	return c.operate(ctx, command{Verb: verbReload}, progress)

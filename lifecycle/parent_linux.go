@@ -17,13 +17,13 @@ func becomeSubreaper() error {
 }
 
 // tellSelf puts the sentinel at the end of what waits on our notify socket.
-func (p *parent) tellSelf() error {
+func (p *parent) tellSelf(what string) error {
 	c, err := net.Dial("unixgram", p.sock.Address())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	_, err = c.Write([]byte(sentinelField + "=1"))
+	_, err = c.Write([]byte(sentinelField + "=" + what))
 	return err
 }
 

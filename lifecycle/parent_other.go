@@ -11,6 +11,6 @@ var errLinux = errors.New("gapless run needs Linux: masters and workers are watc
 
 func becomeSubreaper() error { return errLinux }
 
-func (p *parent) tellSelf() error { return errLinux }
+func (p *parent) tellSelf(string) error { return errLinux }
 
 func dupBeyond(*os.File, int) (int, error) { return -1, errLinux }

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -53,16 +54,38 @@ func endGeneration(pid int) {
 	_ = procfs.SignalChild(pid, syscall.SIGKILL)
 }
 
-// endSession ends all processes of a session and waits for their end.
-func endSession(session int) {
+// endAround ends a master and what else is left of its session, except for workers and what these have started.
+func endAround(pid int, workers []int) {
+	_ = procfs.SignalChild(pid, syscall.SIGKILL)
+	endSession(pid, workers...)
+}
+
+// belongs tells whether a process is one of these workers, of a worker's group, or descends from one.
+func belongs(s procfs.Stat, workers []int) bool {
+	for range 32 {
+		if slices.Contains(workers, s.PID) || slices.Contains(workers, s.Group) {
+			return true
+		}
+		parent, err := procfs.ReadStat(s.Parent)
+		if s.Parent <= 1 || err != nil {
+			return false
+		}
+		s = parent
+	}
+	return false
+}
+
+// endSession ends all processes of a session, but for workers and what these have started, and waits for their end.
+func endSession(session int, workers ...int) {
+	spared := func(s procfs.Stat) bool { return len(workers) > 0 && belongs(s, workers) }
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); <-tick.C {
-		_, _ = procfs.SignalSession(session, syscall.SIGKILL)
+		_, _ = procfs.SignalSessionExcept(session, syscall.SIGKILL, spared)
 		members, err := procfs.SessionMembers(session)
 		living := 0
 		for _, s := range members {
-			if !s.Dead() {
+			if !s.Dead() && !spared(s) {
 				living++
 			}
 		}

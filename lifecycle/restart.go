@@ -166,7 +166,7 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 		// An heir finds out what has gone meanwhile before it says that it is in charge.
 		p.store.remove(name, from.PID(), from == p.current || from == p.orphaned || from.heir && p.orphaned != nil)
 	case fields["FDSTORE"] == "1":
-		if err := p.store.put(name, from.PID(), fds); err != nil {
+		if err := p.store.put(name, from.PID(), fds, from == p.current || from == p.orphaned); err != nil {
 			p.log.Error("Not stored", fPID(from.PID()), zap.Error(err))
 		}
 		return
@@ -175,12 +175,28 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 }
 
 // cleanUp ends what a master that never took charge has left, and keeps nothing of it. What comes next waits for that: the
-// lanes that it had are given to others.
+// lanes that it had are given to others. Workers that the master in charge has made its own are left to that one: they have
+// clients. What it had said of them by the time of this death has been heard when the sentinel is.
 func (p *parent) cleanUp(m *process) {
-	p.store.forget(m.PID())
 	p.cleaning++
+	p.leftBy = append(p.leftBy, m.PID())
+	if err := p.tellSelf(sentinelLeft); err != nil {
+		p.log.Error("cannot tell what has been left", zap.Error(err))
+		p.cleanLeft()
+	}
+}
+
+// cleanLeft does so when all has been heard.
+func (p *parent) cleanLeft() {
+	if len(p.leftBy) == 0 {
+		return
+	}
+	pid := p.leftBy[0]
+	p.leftBy = p.leftBy[1:]
+	p.store.forget(pid)
+	workers := p.store.workers(pid)
 	go func() { // ends within endWait, or with govern
-		endSession(m.PID())
+		endSession(pid, workers...)
 		select {
 		case p.cleaned <- struct{}{}:
 		case <-p.over:

@@ -287,6 +287,9 @@ func (m *master) concludes(op *operationRecord) {
 	for _, seq := range op.Answer {
 		m.link.answer(seq, r)
 	}
+	for _, seq := range op.Undo {
+		m.link.answer(seq, control.Result{OK: !op.Done, Generation: m.generation, Revision: m.revision, Reason: r.Reason})
+	}
 	m.note() // nothing is under way any more
 }
 

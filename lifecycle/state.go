@@ -12,6 +12,7 @@ type State int
 // A master's states:
 //
 //	starting ──▶ serving ◀──▶ upgrading ◀──▶ frozen ──▶ over
+//	    │            │            └──▶ holding ──▶ frozen, upgrading
 //	    │            └────────────┬───▶ stopping ──────▶ over
 //	    └─────────────────────────┴── from every state ──▶ over
 const (
@@ -21,9 +22,10 @@ const (
 	Frozen                 // it has offered the charge and may not act until that has failed or succeeded
 	Stopping               // in charge, draining everything
 	Over                   // about to exit
+	Holding                // in charge, while a generation that is ready stands beside its own
 )
 
-var stateNames = [...]string{"starting", "serving", "upgrading", "frozen", "stopping", "over"}
+var stateNames = [...]string{"starting", "serving", "upgrading", "frozen", "stopping", "over", "holding"}
 
 func (s State) String() string {
 	if s < 0 || int(s) >= len(stateNames) {
@@ -35,7 +37,8 @@ func (s State) String() string {
 var moves = [...][]State{
 	Starting:  {Serving, Stopping, Over},
 	Serving:   {Upgrading, Stopping, Over},
-	Upgrading: {Serving, Frozen, Over},
+	Upgrading: {Serving, Frozen, Holding, Over},
+	Holding:   {Upgrading, Frozen, Over},
 	Frozen:    {Upgrading, Over},
 	Stopping:  {Over},
 	Over:      {},

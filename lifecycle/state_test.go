@@ -3,11 +3,12 @@ package lifecycle
 import "testing"
 
 func TestStateBox_FollowsItsTable(t *testing.T) {
-	all := []State{Starting, Serving, Upgrading, Frozen, Stopping, Over}
+	all := []State{Starting, Serving, Upgrading, Frozen, Stopping, Over, Holding}
 	allowed := map[State][]State{
 		Starting:  {Serving, Stopping, Over},
 		Serving:   {Upgrading, Stopping, Over},
-		Upgrading: {Serving, Frozen, Over},
+		Upgrading: {Serving, Frozen, Holding, Over},
+		Holding:   {Upgrading, Frozen, Over},
 		Frozen:    {Upgrading, Over},
 		Stopping:  {Over},
 	}

@@ -67,6 +67,12 @@ func (m *master) status() control.Status {
 		_, why := m.inv.Steerable(a.Name)
 		s.Addresses = append(s.Addresses, control.Address{Name: a.Name, URL: urlOf(a), Accept: m.inv.Mode(a.Name).String(), Reason: why})
 	}
+	staged := m.stage.Load()
+	var beside []workerpool.Info
+	if staged != nil {
+		beside = staged.infos()
+	}
+	workers = append(workers, beside...)
 	established := m.established(workers)
 	slots := m.pool.Slots()
 	byGeneration := make(map[int][]control.Worker)
@@ -78,13 +84,22 @@ func (m *master) status() control.Status {
 		s.MemoryBytes += cmp.Or(cw.MemoryPSS, cw.MemoryRSS)
 		byGeneration[w.Generation] = append(byGeneration[w.Generation], cw)
 	}
-	for _, f := range append([]facts{*m.facts.Load()}, m.older...) {
+	known := append([]facts{*m.facts.Load()}, m.older...)
+	if len(beside) > 0 {
+		known = append([]facts{staged.factsNow()}, known...)
+		s.Staged = staged.status()
+	}
+	for _, f := range known {
 		ws := byGeneration[f.Generation]
 		if f.Generation != m.generation && len(ws) == 0 {
 			continue
 		}
 		slices.SortFunc(ws, func(a, b control.Worker) int { return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.PID, b.PID)) })
-		s.Generations = append(s.Generations, m.generationStatus(f, ws))
+		g := m.generationStatus(f, ws)
+		if s.Staged != nil && f.Generation == s.Staged.Generation {
+			g.State, g.MasterPID, g.Revision, g.WhyAlive = s.Staged.State, f.MasterPID, f.Revision, ""
+		}
+		s.Generations = append(s.Generations, g)
 	}
 	m.judge(&s, slots)
 	return s
@@ -98,6 +113,8 @@ func (m *master) controlState() string {
 		return control.StateUpgrading
 	case Stopping, Over:
 		return control.StateStopping
+	case Holding:
+		return control.StateStaged
 	case Serving:
 	}
 	if m.op != nil && m.op.kind == control.KindReload {
@@ -178,7 +195,7 @@ func (m *master) generationStatus(f facts, ws []control.Worker) control.Generati
 	g := control.Generation{Generation: f.Generation, Revision: f.Revision, State: control.GenerationServing, MasterPID: f.MasterPID,
 		AgeSeconds: time.Since(f.Began).Seconds(), ReleaseDir: f.ReleaseDir, Command: f.Command, Binary: f.Binary, Version: f.Version, Workers: ws}
 	if f.Generation == m.generation {
-		g.Revision = m.revision
+		g.Revision, g.State = m.revision, m.own.get().String()
 		return g
 	}
 	g.State, g.MasterPID = control.GenerationDraining, 0
@@ -209,6 +226,10 @@ func (m *master) judge(s *control.Status, slots []workerpool.SlotInfo) {
 		s.State = control.StateDegraded
 	}
 	s.Detail = fmt.Sprintf("generation %d %s with %d of %d workers", m.generation, s.State, ready, len(slots))
+	if st := s.Staged; st != nil {
+		s.Detail = fmt.Sprintf("generation %d serves with %d of %d workers, generation %d is %s with %d %% of new connections", m.generation, ready, len(slots),
+			st.Generation, map[string]string{control.GenerationStaged: "staged", control.GenerationWindow: "in its window"}[st.State], st.Percent)
+	}
 	if s.DegradedReason != "" {
 		s.Detail += ": " + s.DegradedReason
 	}

@@ -10,6 +10,7 @@ import (
 
 	"gapless/internal/notify"
 	"gapless/internal/packet"
+	"gapless/workerpool"
 )
 
 // Names in the store. They stand in FDNAME= of sd_notify's messages, which takes no colon and at most 255 bytes.
@@ -36,7 +37,7 @@ type storeEntry struct {
 
 // store is what the parent keeps for a master that dies. What always holds:
 //   - an entry belongs to one master. That one may replace or remove it; another one's is left alone, except that the
-//     master in charge may remove all.
+//     master in charge may remove all, and make it its own by storing it anew.
 //   - what a master stored that never took charge goes when that master goes.
 //   - the descriptors are bare numbers: the parent never reads or accepts from them, and is not woken by them.
 //
@@ -54,8 +55,9 @@ func keyOf(name string, owner int) storeKey {
 	return storeKey{name, 0}
 }
 
-// put takes the descriptors over. They are closed if they are refused.
-func (s *store) put(name string, owner int, fds []int) error {
+// put takes the descriptors over. They are closed if they are refused. inCharge says that owner is the master in charge: what
+// a starting one has stored, of a worker that is to have clients before that master takes charge, becomes its own.
+func (s *store) put(name string, owner int, fds []int, inCharge bool) error {
 	key := keyOf(name, owner)
 	err := error(nil)
 	switch held := s.entries[key]; {
@@ -63,7 +65,7 @@ func (s *store) put(name string, owner int, fds []int) error {
 		err = fmt.Errorf("store %.300q: it is no name: 1 to %d bytes without a colon", name, maxStoreName)
 	case len(fds) == 0:
 		err = fmt.Errorf("store %q: no descriptor came along", name)
-	case held != nil && held.owner != owner:
+	case held != nil && held.owner != owner && !inCharge:
 		// A starting master keeps again what it was given; what counts is that it is here.
 		notify.CloseFDs(fds)
 		return nil
@@ -126,6 +128,17 @@ type manifest struct {
 type manifestEntry struct {
 	Name  string `json:"name"`
 	Count int    `json:"count"` // of descriptors, which follow each other
+}
+
+// workers are the processes of the workers that masters other than this one have stored.
+func (s *store) workers(but int) (pids []int) {
+	for key, e := range s.entries {
+		var id workerpool.ID
+		if text, ok := strings.CutPrefix(key.name, workerPrefix); ok && e.owner != but && readID(text, &id) {
+			pids = append(pids, id.PID)
+		}
+	}
+	return pids
 }
 
 // contents returns what the successor of a dead master needs, in a fixed order.

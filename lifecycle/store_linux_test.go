@@ -51,7 +51,7 @@ func TestStore_BelongsToWhoeverIsInCharge(t *testing.T) {
 	put := func(name string, owner, n int) func() int {
 		t.Helper()
 		fds, open := memories(t, n)
-		if err := s.put(name, owner, fds); err != nil {
+		if err := s.put(name, owner, fds, false); err != nil {
 			t.Fatal(err)
 		}
 		return open
@@ -100,7 +100,7 @@ func TestStore_RefusesAndCloses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newStore()
 			fds, open := memories(t, tt.fds)
-			if err := s.put(tt.entry, 1, fds); err == nil || open() != 0 || len(s.entries) != 0 {
+			if err := s.put(tt.entry, 1, fds, false); err == nil || open() != 0 || len(s.entries) != 0 {
 				t.Errorf("error %v, %d descriptors left, %d entries", err, open(), len(s.entries))
 			}
 		})

@@ -48,12 +48,18 @@ type Attempt struct {
 	Knock func(address, lane string) (*os.File, error)
 	// Hello is the time until the new master's first word; 0: DefaultHelloTimeout.
 	Hello time.Duration
+	// Stage decides when the new generation, once it is ready, takes charge. nil: at once.
+	Stage Stage
 
 	conn     *packet.Conn
 	pid      int
 	phase    Phase
 	deadline *time.Timer
 	frozen   bool
+
+	held       <-chan error  // the stage's decision; nil before it is asked for, and after it is known
+	holding    chan struct{} // closed when Hold has returned; nil before it is called
+	cancelHold context.CancelCauseFunc
 }
 
 // Run performs the upgrade. With nil the new master is in charge, and the caller must exit at once. Otherwise the error
@@ -105,6 +111,9 @@ func (a *Attempt) Run(ctx context.Context) error {
 		packet.CloseAll(w.files)
 	}
 	<-reading
+	if a.cancelHold != nil {
+		a.cancelHold(nil)
+	}
 	return err
 }
 
@@ -123,7 +132,8 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 	give := func(reason error) {
 		if cause == nil {
 			cause = reason
-			_ = send(a.conn, wire{Kind: kindAbort, Reason: reason.Error()})
+			a.undo(reason)
+			_ = send(a.conn, wire{Kind: kindAbort, Reason: reason.Error(), Spare: a.spared()})
 			kill = time.After(abortGrace)
 		}
 	}
@@ -136,13 +146,16 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 			// The new master has ended, or never began. Its last words may still be on the way to us.
 			end()
 			for w := range heard {
-				packet.CloseAll(w.files)
 				switch {
+				case w.Kind == kindParcel:
+					a.parcel(w) // what it has left, as it was last
+					continue
 				case w.Kind == kindFailure:
 					failed = w.Failure
 				case w.Kind == kindProgress && w.Progress != nil:
 					a.progress(*w.Progress) // who it was, and how far it got
 				}
+				packet.CloseAll(w.files)
 			}
 			return a.failed(failed, cause, err)
 
@@ -151,10 +164,21 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 				listen = nil // the channel broke; tableflip will tell of the process
 				continue
 			}
+			if w.Kind == kindParcel {
+				a.parcel(w)
+				continue
+			}
 			packet.CloseAll(w.files)
 			switch w.Kind {
 			case kindFailure:
 				failed = w.Failure
+				if a.phase == PhaseStaged && failed != nil {
+					give(&StageError{Reason: failed.Reason, Tail: failed.Tail})
+				}
+			case kindSeats:
+				if a.Stage != nil && w.Seats != nil {
+					a.Stage.Seats(*w.Seats)
+				}
 			case kindProgress:
 				if w.Progress != nil {
 					a.progress(*w.Progress)
@@ -168,13 +192,28 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 					give(err)
 				}
 			case kindReady:
-				if cause != nil {
-					continue
-				}
-				if err := a.commit(); err != nil {
-					give(err)
+				switch {
+				case cause != nil || a.holding != nil:
+				case a.Stage != nil:
+					a.hold(ctx)
+				default:
+					if err := a.commit(); err != nil {
+						give(err)
+					}
 				}
 			default: // of a newer version; it can do without
+			}
+
+		case err := <-a.held:
+			a.held = nil
+			if cause != nil {
+				continue
+			}
+			if err == nil {
+				err = a.commit()
+			}
+			if err != nil {
+				give(err)
 			}
 
 		case <-a.deadline.C:
@@ -192,6 +231,9 @@ func (a *Attempt) drive(ctx context.Context, heard <-chan wire, upgraded <-chan 
 }
 
 func (a *Attempt) progress(p Progress) {
+	if a.holding != nil {
+		return // it is past that
+	}
 	if p.PID != 0 {
 		a.pid = p.PID
 	}
@@ -254,11 +296,16 @@ func (a *Attempt) commit() error {
 
 // failed ends an attempt whose master has gone: all that it started goes too, and the owner goes on.
 func (a *Attempt) failed(f *failure, cause, err error) error {
+	a.undo(err)
 	a.End(a.pid)
 	if a.frozen {
 		a.Owner.Thaw()
 	}
+	a.unstaged()
 	switch {
+	case cause != nil && a.holding != nil:
+		reason, tail := reasonOf(cause)
+		return a.aborted(reason, tail, cause)
 	case f != nil:
 		a.phase = f.Phase
 		return a.aborted(f.Reason, f.Tail, err)

@@ -62,6 +62,7 @@ const (
 	PhasePrepare Phase = "preparing"
 	PhaseSteps   Phase = "running previous steps"
 	PhaseWorkers Phase = "starting workers"
+	PhaseStaged  Phase = "staged" // ready, beside the generation in charge
 	PhaseCommit  Phase = "committing"
 )
 
@@ -72,6 +73,8 @@ type Offer struct {
 	PID        int `json:"pid"`        // of the master in charge
 	Workers    int `json:"workers"`    // how many are wanted now; 0: as configured
 	Configured int `json:"configured"` // how many the configuration of the master in charge says
+	// Stage says that the master in charge wants to know what the new one has before the commit: see Predecessor.Has.
+	Stage bool `json:"stage,omitempty"`
 }
 
 // Progress is what the new master tells on the way.

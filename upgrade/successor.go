@@ -34,6 +34,7 @@ type Predecessor struct {
 	reason  error // valid after aborted
 	parcels []Parcel
 	phase   Phase
+	spared  bool // the workers may have clients
 }
 
 // Join returns the predecessor of a process that tableflip started, or nil in a first one.
@@ -102,7 +103,12 @@ func (p *Predecessor) listen() {
 			}
 			p.abort(err)
 			return
+		case w.Kind == kindSpare:
+			p.spare()
 		case w.Kind == kindAbort:
+			if w.Spare {
+				p.spare()
+			}
 			p.abort(errors.New(w.Reason))
 			return
 		case w.Kind == kindGranted || w.Kind == kindRefused:

@@ -9,6 +9,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -176,7 +177,9 @@ func TestPredecessor_ThatDiesBeforeTheCommitEndsEverything(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer p.Close()
-				go tc.die(h)
+				var dying sync.WaitGroup
+				defer dying.Wait() // it closes its own copies last
+				dying.Go(func() { tc.die(h) })
 				if err := tc.do(p); !errors.Is(err, ErrPredecessorGone) {
 					t.Errorf("got %v", err)
 				}

@@ -20,6 +20,8 @@ type wire struct {
 	Parcel   string          `json:"parcel,omitempty"`
 	Data     json.RawMessage `json:"data,omitempty"`
 	Reason   string          `json:"reason,omitempty"`
+	Seats    *Seats          `json:"seats,omitempty"`
+	Spare    bool            `json:"spare,omitempty"` // of an abort: the workers stay
 
 	files []*os.File
 }
@@ -33,11 +35,13 @@ const (
 	kindFailure  kind = "failure"
 	kindKnock    kind = "knock" // asks for a connection to one of its lanes
 	kindReady    kind = "ready" // asks for the commit
+	kindSeats    kind = "seats" // a worker has come or gone since
 	// From the master in charge.
 	kindOffer   kind = "offer"
 	kindGranted kind = "granted" // lanes; files come in several packets, the last one without
 	kindRefused kind = "refused" // lanes
-	kindParcel  kind = "parcel"
+	kindParcel  kind = "parcel"  // the new master sends them, too, for one that stages it
+	kindSpare   kind = "spare"   // the workers may have clients from now on
 	kindCommit  kind = "commit"
 	kindAbort   kind = "abort"
 	// From the master in charge to itself: nothing that the new master sent comes after it.

@@ -73,7 +73,7 @@ func (p *Pool) Freeze() ([]Record, error) {
 	for _, w := range p.all(nil) {
 		w.stopReaders()
 		w.settleHearing()
-		r, err := w.record()
+		r, err := w.record(true)
 		if errors.Is(err, errGone) {
 			continue
 		}
@@ -119,16 +119,35 @@ func (p *Pool) lost(dropped [2]int) {
 	}
 }
 
+// Record describes a worker as it is now, for somebody who may have to take it over without another word. The files are the
+// caller's. The worker goes on, and what it says goes on to be heard here.
+func (p *Pool) Record(pid int) (Record, error) {
+	for _, w := range p.all(func(i Info) bool { return i.PID == pid }) {
+		return w.record(false)
+	}
+	return Record{}, fmt.Errorf("worker with pid %d: %w", pid, ErrNoWorker)
+}
+
+// LastLines returns what a worker printed last, where it goes through this process.
+func (p *Pool) LastLines(pid int) []string {
+	for _, w := range p.all(func(i Info) bool { return i.PID == pid }) {
+		return w.out.lastLines()
+	}
+	return nil
+}
+
 // errGone says that a worker needs no handing over: it has ended and is reaped.
 var errGone = errors.New("gone")
 
-func (w *worker) record() (r Record, err error) {
+// record describes the worker, with descriptors. frozen says that it is for the end of this process's responsibility: then
+// its output stands still from here on, and what is unfinished of it is in the record.
+func (w *worker) record(frozen bool) (r Record, err error) {
 	w.files.Lock()
 	defer w.files.Unlock()
 	if w.closed {
 		return r, errGone
 	}
-	if w.out != nil {
+	if w.out != nil && frozen {
 		w.out.pause()
 	}
 	w.mu.Lock()
@@ -164,7 +183,7 @@ func (w *worker) record() (r Record, err error) {
 		r.NotifyName = w.notify.Address()
 	}
 	if w.out != nil {
-		files, partial, err := w.out.files()
+		files, partial, err := w.out.files(frozen)
 		if err != nil {
 			return r, err
 		}

@@ -187,8 +187,8 @@ func (o *output) lastLines() []string {
 	return slices.Clone(o.tail)
 }
 
-// files returns duplicates of the pipes' ends and the unfinished lines; only while paused.
-func (o *output) files() ([]*os.File, [][]byte, error) {
+// files returns duplicates of the pipes' ends and, only while paused, the unfinished lines.
+func (o *output) files(paused bool) ([]*os.File, [][]byte, error) {
 	var files []*os.File
 	var partial [][]byte
 	for _, s := range o.streams {
@@ -198,7 +198,9 @@ func (o *output) files() ([]*os.File, [][]byte, error) {
 			return nil, nil, err
 		}
 		files = append(files, f)
-		partial = append(partial, s.partial)
+		if paused {
+			partial = append(partial, s.partial)
+		}
 	}
 	return files, partial, nil
 }

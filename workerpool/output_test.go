@@ -182,7 +182,7 @@ func TestOutput_TravelsWithItsUnfinishedLine(t *testing.T) {
 	p.start()
 	p.print(t, "one\ntw")
 	p.pause()
-	files, partial, err := p.files()
+	files, partial, err := p.files(true)
 	if err != nil {
 		t.Fatal(err)
 	}

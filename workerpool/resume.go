@@ -34,7 +34,7 @@ func (p *Pool) keep(w *worker) {
 	if _, none := p.cfg.Keeper.(noKeeper); none {
 		return
 	}
-	r, err := w.record()
+	r, err := w.record(false)
 	if err != nil {
 		p.log.Error("A worker would not survive its master", zap.Int("pid", w.proc.PID()), zap.Error(err))
 		return

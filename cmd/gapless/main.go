@@ -33,6 +33,10 @@ type cli struct {
 	Run       runCmd       `cmd:"" help:"Run COMMAND (or the built-in app) as worker processes, in the foreground."`
 	Status    statusCmd    `cmd:"" help:"Show what runs: generations, workers, memory, connections."`
 	Upgrade   upgradeCmd   `cmd:"" help:"Replace gapless and every worker with what is on disk, and wait until they are in charge."`
+	Shift     shiftCmd     `cmd:"" help:"Give a staged generation a share of new connections."`
+	Promote   promoteCmd   `cmd:"" help:"Have a staged generation take over."`
+	Abort     abortCmd     `cmd:"" help:"Take a staged generation down."`
+	Rollback  rollbackCmd  `cmd:"" help:"Give everything back to the generation before, within the window of --keep."`
 	Reload    reloadCmd    `cmd:"" help:"Replace the workers one by one."`
 	Scale     scaleCmd     `cmd:"" help:"Change the number of workers."`
 	Stop      stopCmd      `cmd:"" help:"Drain and end everything."`

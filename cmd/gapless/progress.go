@@ -96,6 +96,8 @@ func eventText(e control.Event) (text string, counts bool) {
 		return "", false
 	case e.State == "aborted":
 		return e.Kind + " aborted", false // why is in the error that follows
+	case e.Percent != nil && e.State == "shift":
+		fmt.Fprintf(&b, " %d %% of new connections", *e.Percent)
 	case counts && e.State == "drain":
 		fmt.Fprintf(&b, ", %d left", e.Total-e.Ready)
 	case counts:
@@ -128,6 +130,14 @@ func phaseText(e control.Event) string {
 		return "commit: new connections go to" + cmp.Or(generation, " the new generation")
 	case "drain":
 		return "draining"
+	case "staged":
+		return "staged" + generation
+	case "shift":
+		return "shift:" + generation + " gets"
+	case "verify":
+		return "verifying" + generation
+	case "window":
+		return "window:" + generation + " gets all new connections, and the old one is kept"
 	case "":
 		return e.Kind
 	}

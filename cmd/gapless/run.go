@@ -46,6 +46,7 @@ type runCmd struct {
 	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
 	DrainExtra   time.Duration `default:"0s" help:"What a worker that knows gapless may take beyond it while bytes still move."`
 	CloseSpread  time.Duration `default:"0s" help:"The time before the end of a drain over which such a worker spreads the closing of its WebSockets."`
+	Keep         time.Duration `default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
 	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain."`
 
 	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
@@ -159,7 +160,7 @@ func ownPath() (string, error) {
 func (c *runCmd) config() (lifecycle.Config, error) {
 	cfg := lifecycle.Config{
 		Version: version, Command: c.Command, Chdir: c.Chdir, Settle: c.Settle, StartTimeout: c.StartTimeout,
-		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread,
+		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread, Keep: c.Keep,
 		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
 		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control, LogPrefix: c.LogPrefix,
 		LogFormat: c.LogFormat, LogLevel: c.LogLevel,
@@ -217,7 +218,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		value time.Duration
 	}{
 		{"--settle", c.Settle}, {"--start-timeout", c.StartTimeout}, {"--drain-timeout", c.DrainTimeout}, {"--drain-extra", c.DrainExtra},
-		{"--close-spread", c.CloseSpread}, {"--max-worker-lifetime", c.MaxWorkerLifetime}, {"--probation", c.Probation}, {"--watchdog", c.Watchdog}, {"--before-start-timeout", c.BeforeStartTimeout},
+		{"--close-spread", c.CloseSpread}, {"--keep", c.Keep}, {"--max-worker-lifetime", c.MaxWorkerLifetime}, {"--probation", c.Probation}, {"--watchdog", c.Watchdog}, {"--before-start-timeout", c.BeforeStartTimeout},
 	} {
 		if d.value < 0 {
 			return cfg, fmt.Errorf("%s: %v is negative; write a duration such as 30s", d.flag, d.value)

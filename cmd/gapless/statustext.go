@@ -34,6 +34,9 @@ func statusText(st control.Status, now time.Time) string {
 		}
 		fmt.Fprintf(head, "memory\t%s%s\n", size(st.MemoryBytes), limit)
 	}
+	if staged := st.Staged; staged != nil {
+		fmt.Fprintf(head, "%s\t%s\n", staged.State, stagedText(staged, now))
+	}
 	if u := st.LastUpgrade; u != nil {
 		fmt.Fprintf(head, "upgrade\t%s\n", lastUpgrade(u, now))
 	}
@@ -48,6 +51,18 @@ func statusText(st control.Status, now time.Time) string {
 		generationText(&b, g, now)
 	}
 	return trimLines(b.String())
+}
+
+// stagedText says where a generation stands that is not in charge, and what happens next.
+func stagedText(s *control.Staged, now time.Time) string {
+	text := fmt.Sprintf("generation %d gets %d %% of new connections", s.Generation, s.Percent)
+	if s.Next != "" {
+		text += "; next, " + printable(s.Next)
+	}
+	if !s.Until.IsZero() {
+		text += " in " + age(max(0, s.Until.Sub(now)))
+	}
+	return text
 }
 
 func because(reason string) string {

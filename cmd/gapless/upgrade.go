@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"gapless/internal/control"
 )
@@ -13,27 +15,59 @@ type upgradeCmd struct {
 	Client clientFlags `embed:""`
 	Wait   waitFlags   `embed:""`
 
-	WaitDrained bool `env:"-" xor:"wait" help:"Wait also until the old generation is gone."`
+	WaitDrained bool           `env:"-" xor:"wait" help:"Wait also until the old generation is gone."`
+	Stage       bool           `env:"-" help:"Have the new generation wait, ready, beside the old one, without new connections: see shift, promote, abort."`
+	Weights     []int          `env:"-" placeholder:"P,P,..." help:"With --stage: give it these percentages of new connections one after the other, and then promote it."`
+	Bake        time.Duration  `env:"-" placeholder:"D" help:"With --weights: how long it has each."`
+	Keep        *time.Duration `env:"-" placeholder:"D" help:"Keep the old generation whole for so long after the new one got everything, for rollback; default: as run --keep says."`
 }
 
 // Help is shown after the flags.
 func (upgradeCmd) Help() string {
-	return "Exit status: 0 the new generation is in charge; 1 aborted, and the old one serves on; 3 nothing runs."
+	return "Exit status: 0 the new generation is in charge, or staged, or in its window; 1 aborted, and the old one serves on; 3 nothing runs."
 }
 
 // Run upgrades.
 func (c *upgradeCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
+	if err := c.check(); err != nil {
+		*r = result{statusUsage, err}
+		return nil
+	}
 	return operation{
 		flags: c.Client, wait: c.Wait, name: "upgrade", begun: "upgrade begun",
 		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
-			return cl.Upgrade(ctx, control.UpgradeRequest{WaitDrained: c.WaitDrained}, progress)
+			return cl.Upgrade(ctx, control.UpgradeRequest{WaitDrained: c.WaitDrained, Stage: c.Stage, Weights: c.Weights,
+				BakeSeconds: c.Bake.Seconds(), KeepSeconds: keepSeconds(c.Keep)}, progress)
 		},
 		done: func(got control.Result) string {
 			what := "is in charge"
-			if c.WaitDrained {
+			switch {
+			case got.State != "":
+				return stands(got)
+			case c.WaitDrained:
 				what = "is in charge alone"
 			}
 			return fmt.Sprintf("generation %d %s after %s", got.Generation, what, took(got.TookSeconds))
 		},
 	}.run(r, stdout, stderr)
+}
+
+// check refuses what makes no sense together, before anybody is asked.
+func (c *upgradeCmd) check() error {
+	before := 0
+	for _, w := range c.Weights {
+		if w < 1 || w > 100 || w <= before {
+			return fmt.Errorf("--weights: %v are no steps; write percentages from 1 to 100, each greater than the one before: 5,25,50", c.Weights)
+		}
+		before = w
+	}
+	switch {
+	case len(c.Weights) > 0 && !c.Stage:
+		return errors.New("--weights: they are for a staged upgrade; add --stage")
+	case c.Bake != 0 && len(c.Weights) == 0:
+		return errors.New("--bake: there is nothing to bake; add --weights")
+	case c.Bake < 0:
+		return fmt.Errorf("--bake: %v is negative; write a duration such as 30s", c.Bake)
+	}
+	return checkKeep(c.Keep)
 }

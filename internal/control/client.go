@@ -146,6 +146,26 @@ func (c *Client) Scale(ctx context.Context, req ScaleRequest, progress func(Even
 	return c.operate(ctx, "scale", req, progress)
 }
 
+// Shift gives a staged generation a share.
+func (c *Client) Shift(ctx context.Context, req ShiftRequest, progress func(Event)) (Result, error) {
+	return c.operate(ctx, "shift", req, progress)
+}
+
+// Promote has a staged generation take over.
+func (c *Client) Promote(ctx context.Context, req PromoteRequest, progress func(Event)) (Result, error) {
+	return c.operate(ctx, "promote", req, progress)
+}
+
+// Abort takes a staged generation down.
+func (c *Client) Abort(ctx context.Context, req AbortRequest, progress func(Event)) (Result, error) {
+	return c.operate(ctx, "abort", req, progress)
+}
+
+// Rollback gives everything back to the old generation.
+func (c *Client) Rollback(ctx context.Context, req RollbackRequest, progress func(Event)) (Result, error) {
+	return c.operate(ctx, "rollback", req, progress)
+}
+
 // Stop ends gapless.
 func (c *Client) Stop(ctx context.Context, req StopRequest, progress func(Event)) (Result, error) {
 	return c.operate(ctx, "stop", req, progress)

@@ -145,7 +145,15 @@ func endpointOf(path string) (endpoint, bool) {
 	case "/v1/events":
 		return endpoint{http.MethodGet, "", (*server).events}, true
 	case "/v1/upgrade":
-		return endpoint{http.MethodPost, "wait", operate(Controller.Upgrade, nil)}, true
+		return endpoint{http.MethodPost, "wait", operate(Controller.Upgrade, checkUpgrade)}, true
+	case "/v1/shift":
+		return endpoint{http.MethodPost, "wait", operate(Controller.Shift, checkShift)}, true
+	case "/v1/promote":
+		return endpoint{http.MethodPost, "wait", operate(Controller.Promote, checkPromote)}, true
+	case "/v1/abort":
+		return endpoint{http.MethodPost, "wait", operate(Controller.Abort, nil)}, true
+	case "/v1/rollback":
+		return endpoint{http.MethodPost, "wait", operate(Controller.Rollback, nil)}, true
 	case "/v1/reload":
 		return endpoint{http.MethodPost, "wait", operate(Controller.Reload, nil)}, true
 	case "/v1/scale":
@@ -164,7 +172,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, codeForbidden, err.Error())
 		return
 	case !known:
-		refuse(w, http.StatusNotFound, codeNotFound, fmt.Sprintf("there is no %q: see /v1/status, events, upgrade, reload, scale and stop", r.URL.Path))
+		refuse(w, http.StatusNotFound, codeNotFound, fmt.Sprintf("there is no %q: see /v1/status, events, upgrade, shift, promote, abort, rollback, reload, scale and stop", r.URL.Path))
 		return
 	case r.Method != e.method:
 		w.Header().Set("Allow", e.method)

@@ -34,6 +34,14 @@ type Controller interface {
 	Scale(ctx context.Context, req ScaleRequest, progress func(Event)) (Result, error)
 	// Stop returns when every worker is gone; the parent exits soon after the answer has been sent.
 	Stop(ctx context.Context, req StopRequest, progress func(Event)) (Result, error)
+	// Shift returns when a staged generation gets its new share, and has been verified with it.
+	Shift(ctx context.Context, req ShiftRequest, progress func(Event)) (Result, error)
+	// Promote returns at the commit, or when the window has begun.
+	Promote(ctx context.Context, req PromoteRequest, progress func(Event)) (Result, error)
+	// Abort returns when the staged generation has no share any more and only drains.
+	Abort(ctx context.Context, req AbortRequest, progress func(Event)) (Result, error)
+	// Rollback is Abort, for a generation in its window.
+	Rollback(ctx context.Context, req RollbackRequest, progress func(Event)) (Result, error)
 	// Subscribe calls handle for what happens from now on, in order, until ctx ends (nil) or there is nothing to
 	// subscribe to. Its ctx ends when the client goes away.
 	Subscribe(ctx context.Context, handle func(Event)) error
@@ -44,6 +52,7 @@ const (
 	StateStarting  = "starting"  // the first generation is not ready yet
 	StateServing   = "serving"   //
 	StateUpgrading = "upgrading" // serving, while a new generation starts
+	StateStaged    = "staged"    // serving, with a generation beside it that is staged or in its window: Staged tells
 	StateReloading = "reloading" // serving, while workers are replaced
 	StateDegraded  = "degraded"  // serving with less than was asked for; DegradedReason says why
 	StateStopping  = "stopping"  // draining everything
@@ -54,7 +63,10 @@ const (
 const (
 	GenerationStarting = "starting" // not all of its workers are ready
 	GenerationStaged   = "staged"   // ready, and not in charge
+	GenerationWindow   = "window"   // it has all new connections, and takes charge when its window ends
 	GenerationServing  = "serving"  // in charge
+	GenerationKept     = "kept"     // in charge and whole, without new connections: another one is in its window
+	GenerationAborted  = "aborted"  // it will not take charge, and is being ended
 	GenerationDraining = "draining" // finishing what it has
 )
 
@@ -78,7 +90,18 @@ type Status struct {
 	MemoryBytes    int64        `json:"memory_bytes"`
 	MemoryLimit    int64        `json:"memory_limit_bytes,omitempty"` // the cgroup's memory.max; 0: none
 	Warnings       []string     `json:"warnings"`
+	Staged         *Staged      `json:"staged,omitempty"` // with StateStaged
 	LastUpgrade    *LastUpgrade `json:"last_upgrade,omitempty"`
+}
+
+// Staged is a generation that is ready and not in charge.
+type Staged struct {
+	Generation int       `json:"generation"`
+	State      string    `json:"state"`           // GenerationStaged or GenerationWindow
+	Percent    int       `json:"percent"`         // of new connections that it gets
+	Steps      []int     `json:"steps,omitempty"` // the shares that it will get by itself
+	Until      time.Time `json:"until,omitzero"`  // when what is under way ends: a bake, or the window
+	Next       string    `json:"next"`            // what happens next, for people
 }
 
 // Address is one place that gapless listens at.
@@ -148,7 +171,7 @@ type LastUpgrade struct {
 const (
 	KindWorker  = "worker"  // a worker went From one State to another
 	KindMaster  = "master"  // a master did
-	KindUpgrade = "upgrade" // State is a phase: steps, starting, ready, commit, drain, done, aborted
+	KindUpgrade = "upgrade" // State is a phase: steps, starting, ready, staged, verify, shift, window, commit, drain, done, aborted
 	KindReload  = "reload"  // likewise
 	KindScale   = "scale"   // likewise
 	KindStop    = "stop"    // likewise
@@ -171,6 +194,7 @@ type Event struct {
 	Ready       int       `json:"ready,omitempty"` // how many, of Total: workers ready, or gone
 	Total       int       `json:"total,omitempty"`
 	LastLines   []string  `json:"last_lines,omitempty"` // of a worker that failed
+	Percent     *int      `json:"percent,omitempty"`    // of new connections that a staged generation gets
 }
 
 // Result is the outcome of an operation.
@@ -181,6 +205,8 @@ type Result struct {
 	Revision    int      `json:"revision,omitempty"`
 	Reason      string   `json:"reason,omitempty"` // why not OK
 	Tail        []string `json:"tail,omitempty"`   // the last lines of the worker that failed
+	State       string   `json:"state,omitempty"`  // of Generation, if it is not in charge yet: GenerationStaged or GenerationWindow
+	Percent     *int     `json:"percent,omitempty"`
 	TookSeconds float64  `json:"took_seconds"`
 }
 
@@ -188,7 +214,34 @@ type Result struct {
 type UpgradeRequest struct {
 	// WaitDrained puts the answer off until the old generation's last process is gone.
 	WaitDrained bool `json:"wait_drained,omitempty"`
+	// Stage has the new generation, when it is ready, wait beside the old one without new connections. The answer comes
+	// then, or with Weights at the end.
+	Stage bool `json:"stage,omitempty"`
+	// Weights are shares of new connections in percent, from 1 to 100, each greater than the one before: a staged generation
+	// gets them by itself, each for BakeSeconds, and is then promoted. They need Stage.
+	Weights     []int   `json:"weights,omitempty"`
+	BakeSeconds float64 `json:"bake_seconds,omitempty"`
+	// KeepSeconds is how long the new generation has everything before it takes charge, so that it can be rolled back; absent:
+	// as gapless was started with.
+	KeepSeconds *float64 `json:"keep_seconds,omitempty"`
 }
+
+// ShiftRequest gives a staged generation a share of new connections.
+type ShiftRequest struct {
+	Percent int `json:"percent"` // 0 to 100
+}
+
+// PromoteRequest has a staged generation take over.
+type PromoteRequest struct {
+	// KeepSeconds is as in an UpgradeRequest; absent: as the upgrade said.
+	KeepSeconds *float64 `json:"keep_seconds,omitempty"`
+}
+
+// AbortRequest takes a staged generation down.
+type AbortRequest struct{}
+
+// RollbackRequest gives everything back to the old generation, within the window.
+type RollbackRequest struct{}
 
 // ReloadRequest asks for a reload.
 type ReloadRequest struct{}

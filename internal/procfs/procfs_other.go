@@ -73,6 +73,11 @@ func SocketInode(syscall.Conn) (uint64, error) { return 0, ErrNotSupported }
 // SignalSession fails with ErrNotSupported.
 func SignalSession(int, syscall.Signal) (int, error) { return 0, ErrNotSupported }
 
+// SignalSessionExcept fails with ErrNotSupported.
+func SignalSessionExcept(int, syscall.Signal, func(Stat) bool) (int, error) {
+	return 0, ErrNotSupported
+}
+
 // SignalDescendants fails with ErrNotSupported.
 func SignalDescendants(int, syscall.Signal) (int, error) { return 0, ErrNotSupported }
 

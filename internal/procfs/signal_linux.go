@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,16 @@ const maxRounds = 10
 // SignalSession sends sig to every living process of a session, except this one, and returns how many it reached.
 // It lists again until nobody new is there, so that a member cannot escape by forking.
 func SignalSession(session int, sig syscall.Signal) (int, error) {
+	return SignalSessionExcept(session, sig, func(Stat) bool { return false })
+}
+
+// SignalSessionExcept is SignalSession without the processes that spared returns true for.
+func SignalSessionExcept(session int, sig syscall.Signal, spared func(Stat) bool) (int, error) {
 	n, err := signalAll(sig,
-		func() ([]Stat, error) { return SessionMembers(session) },
+		func() ([]Stat, error) {
+			members, err := SessionMembers(session)
+			return slices.DeleteFunc(members, spared), err
+		},
 		func(s Stat) bool { return s.Session == session })
 	if err != nil {
 		return n, fmt.Errorf("signal session %d: %w", session, err)

@@ -4,6 +4,8 @@ package controltest
 import (
 	"context"
 	"fmt"
+	"reflect"
+	"strings"
 	"sync"
 
 	"gapless/internal/control"
@@ -23,7 +25,7 @@ type Fake struct {
 
 var _ control.Controller = (*Fake)(nil)
 
-// Calls returns what was asked for so far, each as "upgrade {WaitDrained:true}".
+// Calls returns what was asked for so far, each as "upgrade {WaitDrained:true}", without the fields that say nothing.
 func (f *Fake) Calls() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -62,6 +64,26 @@ func (f *Fake) Scale(ctx context.Context, req control.ScaleRequest, progress fun
 	return f.operate(ctx, "scale", req, progress)
 }
 
+// Shift is like Upgrade.
+func (f *Fake) Shift(ctx context.Context, req control.ShiftRequest, progress func(control.Event)) (control.Result, error) {
+	return f.operate(ctx, "shift", req, progress)
+}
+
+// Promote is like Upgrade.
+func (f *Fake) Promote(ctx context.Context, req control.PromoteRequest, progress func(control.Event)) (control.Result, error) {
+	return f.operate(ctx, "promote", req, progress)
+}
+
+// Abort is like Upgrade.
+func (f *Fake) Abort(ctx context.Context, req control.AbortRequest, progress func(control.Event)) (control.Result, error) {
+	return f.operate(ctx, "abort", req, progress)
+}
+
+// Rollback is like Upgrade.
+func (f *Fake) Rollback(ctx context.Context, req control.RollbackRequest, progress func(control.Event)) (control.Result, error) {
+	return f.operate(ctx, "rollback", req, progress)
+}
+
 // Stop is like Upgrade.
 func (f *Fake) Stop(ctx context.Context, req control.StopRequest, progress func(control.Event)) (control.Result, error) {
 	return f.operate(ctx, "stop", req, progress)
@@ -69,7 +91,7 @@ func (f *Fake) Stop(ctx context.Context, req control.StopRequest, progress func(
 
 func (f *Fake) operate(ctx context.Context, verb string, req any, progress func(control.Event)) (control.Result, error) {
 	f.mu.Lock()
-	f.calls = append(f.calls, fmt.Sprintf("%s %+v", verb, req))
+	f.calls = append(f.calls, verb+" "+describe(req))
 	f.mu.Unlock()
 	for _, e := range f.Events {
 		progress(e)
@@ -82,6 +104,23 @@ func (f *Fake) operate(ctx context.Context, verb string, req any, progress func(
 		}
 	}
 	return f.Outcome, f.Err
+}
+
+// describe shows the fields of a request that say something.
+func describe(req any) string {
+	v := reflect.ValueOf(req)
+	var fields []string
+	for i := range v.NumField() {
+		f := v.Field(i)
+		if f.IsZero() {
+			continue
+		}
+		if f.Kind() == reflect.Pointer {
+			f = f.Elem()
+		}
+		fields = append(fields, fmt.Sprintf("%s:%v", v.Type().Field(i).Name, f))
+	}
+	return "{" + strings.Join(fields, " ") + "}"
 }
 
 // Subscribe tells Events and waits for the end of ctx.
