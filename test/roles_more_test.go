@@ -26,9 +26,11 @@ func secure() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	var handled atomic.Int64
 	srv := &http.Server{
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handled.Add(1)
 			w.Header().Set("X-Gapless-Generation", strconv.Itoa(gapless.Generation()))
 			if ms, err := strconv.Atoi(r.URL.Query().Get("ms")); err == nil {
 				select {
@@ -43,6 +45,7 @@ func secure() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	fmt.Printf("handled %d\n", handled.Load())
 	return 0
 }
 
