@@ -17,6 +17,8 @@ type Config struct {
 	Command   []string // empty: the built-in app
 	Chdir     string   // "": where gapless was started
 
+	Adapter string // adapter.Auto or adapter.Off ("" too)
+
 	Readiness    workerpool.Readiness
 	Settle       time.Duration
 	StartTimeout time.Duration

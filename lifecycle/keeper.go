@@ -267,7 +267,7 @@ type account struct {
 // record is how this launcher's workers are started.
 func (l *launcher) record() recipeRecord {
 	return recipeRecord{Dir: l.release.dirName, Path: l.release.path, Argv: l.release.argv, Env: l.env, UID: l.ids.uid, GID: l.ids.gid,
-		Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile}
+		Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile, Adapter: l.inject.mode()}
 }
 
 // launcher rebuilds one from what was recorded.

@@ -45,8 +45,9 @@ type launcher struct {
 	generation int
 	revision   int
 	nofile     uint64
-	handoff    *os.File // receiving end of the generation's queue, or nil
-	tickets    *os.File // keys of TLS session tickets, or nil
+	handoff    *os.File   // receiving end of the generation's queue, or nil
+	tickets    *os.File   // keys of TLS session tickets, or nil
+	inject     *injection // nil: no adapter is known for the command
 	ids        credentials
 	umask      *int
 	crowded    func() bool // whether there are more workers than CPUs; nil: no
@@ -113,6 +114,7 @@ func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Lau
 	if l.crowded != nil && l.crowded() && !slices.ContainsFunc(l.env, func(kv string) bool { return strings.HasPrefix(kv, goProcs+"=") }) {
 		launch.Env = append(launch.Env, goProcs+"=1")
 	}
+	l.inject.into(&launch)
 	if l.handoff != nil {
 		launch.Extra = append(launch.Extra, workerpool.Extra{Variable: "GAPLESS_HANDOFF", File: l.handoff})
 	}

@@ -50,6 +50,8 @@ type recipeRecord struct {
 	Groups []int    `json:"groups,omitempty"`
 	Umask  *int     `json:"umask,omitempty"`
 	NoFile uint64   `json:"nofile,omitempty"`
+
+	Adapter string `json:"adapter,omitempty"` // as in Config
 }
 
 // operationRecord is what was under way, and who waits for its outcome.

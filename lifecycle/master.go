@@ -57,6 +57,7 @@ type master struct {
 	strays  *strays
 	limits  limits
 	hint    sync.Once
+	untold  untold // what there is to say about adapters
 
 	lines []*workerpool.Lines   // of --log-prefix
 	facts atomic.Pointer[facts] // of this generation, as it is now

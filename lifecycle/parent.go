@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/adapter"
 	"gapless/internal/control"
 	"gapless/internal/notify"
 	"gapless/internal/packet"
@@ -116,6 +117,7 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 		return 1, err
 	}
 	defer pidFile.remove()
+	defer func() { _ = adapter.RemoveFolders(os.Getpid(), os.Getenv) }() // what the masters have written for workers
 	if err := becomeSubreaper(); err != nil {
 		return 1, err
 	}
@@ -344,7 +346,7 @@ func (p *parent) send(m linkMessage) {
 // gapless must not take the outer one's link.
 func masterEnviron(environ []string, notifyAddress string, linkFD int) []string {
 	drop := map[string]bool{"NOTIFY_SOCKET": true, linkVariable: true, "WATCHDOG_USEC": true, "WATCHDOG_PID": true,
-		"TABLEFLIP_HAS_PARENT_7DIU3": true, roleVariable: true}
+		"TABLEFLIP_HAS_PARENT_7DIU3": true, roleVariable: true, parentVariable: true}
 	var env []string
 	for _, kv := range environ {
 		name, _, _ := cut(kv)
@@ -352,5 +354,6 @@ func masterEnviron(environ []string, notifyAddress string, linkFD int) []string 
 			env = append(env, kv)
 		}
 	}
-	return append(env, "NOTIFY_SOCKET="+notifyAddress, linkVariable+"="+strconv.Itoa(linkFD), roleVariable+"="+roleMaster)
+	return append(env, "NOTIFY_SOCKET="+notifyAddress, linkVariable+"="+strconv.Itoa(linkFD), roleVariable+"="+roleMaster,
+		parentVariable+"="+strconv.Itoa(os.Getpid()))
 }

@@ -177,6 +177,7 @@ func (m *master) resume(charge chan struct{}) error {
 		return err
 	}
 	l.generation, l.revision, l.handoff, l.tickets, l.crowded = m.generation, m.revision, m.queues.own.recv, m.tickets.f, m.crowded
+	l.inject = newInjection(h.Recipe.Adapter, l.release, l.ids, m.log)
 	if err := m.pin(l); err != nil {
 		return err
 	}

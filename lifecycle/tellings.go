@@ -35,10 +35,14 @@ func (m *master) observe(e workerpool.Event) {
 	if e.Reason != "" {
 		fields = append(fields, zap.String("reason", e.Reason))
 	}
+	if e.State == workerpool.Ready {
+		fields = append(fields, adapterFields(e.Info)...)
+	}
 	switch e.State {
 	case workerpool.Ready:
 		log.Info("Worker is ready", fields...)
 		m.hintShared(e)
+		m.tellAdapter(e)
 	case workerpool.Draining:
 		log.Info("Worker drains", fields...)
 	case workerpool.Killing:

@@ -87,6 +87,15 @@ type Launch struct {
 	Umask    *int
 	NoFile   uint64        // limit on open files; 0: as many as are allowed
 	Watchdog time.Duration // for WATCHDOG_USEC; 0: none
+
+	Adapter Adapter
+}
+
+// Adapter says what has been put into the command, so that it can take part in handoffs without knowing of gapless.
+type Adapter struct {
+	Name     string // "": nothing
+	Expected bool   // that it is not heard of is worth telling
+	Reason   string // why nothing has been put there, although it is a command that an adapter is known for
 }
 
 // Extra is a descriptor whose number the worker finds in an environment variable.

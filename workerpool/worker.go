@@ -39,6 +39,9 @@ type Info struct {
 	ToldAt   time.Time `json:"told_at,omitzero"` // when
 	Handoff  bool      `json:"handoff"`          // it takes handed-over connections
 
+	Adapter   string `json:"adapter,omitempty"`    // what the adapter in it has found; "": none is in force
+	NoAdapter string `json:"no_adapter,omitempty"` // why none is
+
 	InFlight    int `json:"in_flight"` // what a draining worker last said
 	Connections int `json:"connections"`
 	Handed      int `json:"handed"`
@@ -77,6 +80,8 @@ type worker struct {
 	takesDrain bool // written by its goroutine, under mu
 
 	tellsItself bool // it has said hello; written by its goroutine, under mu
+
+	silent string // NoAdapter of a worker that becomes ready without a word of the adapter
 
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
@@ -370,6 +375,11 @@ func (w *worker) isTold() bool {
 }
 
 func (w *worker) becomeReady(how string) {
+	w.mu.Lock()
+	if w.info.Adapter == "" && w.info.NoAdapter == "" {
+		w.info.NoAdapter = w.silent
+	}
+	w.mu.Unlock()
 	w.pool.cfg.Keeper.Sync() // whoever follows a killed master must know of every worker that clients have met
 	if err := w.pool.cfg.Gate.Admit(w.snapshot()); err != nil {
 		w.fail(fmt.Errorf("give it new connections: %w", err))
@@ -384,6 +394,9 @@ func (w *worker) becomeReady(how string) {
 
 // hint says what would have made the worker ready, and what to do.
 func (w *worker) hint() string {
+	if name := w.snapshot().Adapter; name != "" && w.tellsItself {
+		return name + " has not completed its startup"
+	}
 	if w.tellsItself {
 		return "it uses the gapless package and has not said that it is ready: it must accept on every socket that it was " +
 			"given, or call gapless.Ready()"
@@ -411,6 +424,15 @@ func (w *worker) killNow(reason string) {
 func (w *worker) hear(said any) bool {
 	ready := false
 	switch m := said.(type) {
+	case channel.Adapter:
+		w.mu.Lock()
+		if m.Reason == "" {
+			w.info.Adapter, w.info.NoAdapter = m.Name, ""
+		} else if w.info.Adapter == "" {
+			w.info.NoAdapter = m.Reason
+		}
+		w.mu.Unlock()
+		w.pool.cfg.Keeper.Changed()
 	case channel.Hello:
 		w.mu.Lock()
 		w.tellsItself = true

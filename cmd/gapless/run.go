@@ -41,6 +41,7 @@ type runCmd struct {
 	Accept  string   `enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
 
 	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH."`
+	Adapter      string        `enum:"auto,off" default:"auto" help:"auto: servers that are known (uvicorn) get a file of ours that lets them hand their idle connections over; off: they do not."`
 	Settle       time.Duration `default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
 	StartTimeout time.Duration `default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
 	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
@@ -163,7 +164,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread, Keep: c.Keep,
 		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
 		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control, LogPrefix: c.LogPrefix,
-		LogFormat: c.LogFormat, LogLevel: c.LogLevel,
+		LogFormat: c.LogFormat, LogLevel: c.LogLevel, Adapter: c.Adapter,
 	}
 	if cfg.LogFormat == "auto" {
 		cfg.LogFormat = logging.DefaultFormat()

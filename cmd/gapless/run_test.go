@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"gapless/internal/adapter"
 	"gapless/internal/logging"
 	"gapless/lifecycle"
 	"gapless/upgrade"
@@ -72,7 +73,7 @@ func TestRun_Defaults(t *testing.T) {
 	want := lifecycle.Config{
 		Version: version, Workers: 1, Addresses: addresses(t, "127.0.0.1:8000"), Settle: 2 * time.Second, StartTimeout: time.Minute,
 		DrainTimeout: 30 * time.Second, StopSignal: syscall.SIGTERM, Surge: 1, Probation: time.Minute,
-		LogFormat: logging.DefaultFormat(), LogLevel: "info",
+		LogFormat: logging.DefaultFormat(), LogLevel: "info", Adapter: adapter.Auto,
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got  %+v\nwant %+v", cfg, want)
@@ -104,6 +105,7 @@ func TestRun_Flags(t *testing.T) {
 			c.Readiness = workerpool.Readiness{Mode: workerpool.ReadyDelay, Delay: 2 * time.Second}
 		}},
 		{"--ready http=/up", func(c *lifecycle.Config) { c.Readiness = workerpool.Readiness{Mode: workerpool.ReadyHTTP, Path: "/up"} }},
+		{"--adapter off", func(c *lifecycle.Config) { c.Adapter = adapter.Off }},
 		{"--settle 0s", func(c *lifecycle.Config) { c.Settle = 0 }},
 		{"--start-timeout 5m", func(c *lifecycle.Config) { c.StartTimeout = 5 * time.Minute }},
 		{"--drain-timeout 0s", func(c *lifecycle.Config) { c.DrainTimeout = 0 }},

@@ -134,6 +134,7 @@ func workersTable(b *strings.Builder, g control.Generation, now time.Time) {
 		{"IN FLIGHT", has(func(w control.Worker) bool { return w.InFlight != nil }), func(w control.Worker) string { return count(w.InFlight) }},
 		{"OLDEST", has(func(w control.Worker) bool { return w.Oldest != nil }), func(w control.Worker) string { return oldest(w.Oldest) }},
 		{"HANDED", has(func(w control.Worker) bool { return w.Handed != nil }), func(w control.Worker) string { return count(w.Handed) }},
+		{"ADAPTER", has(func(w control.Worker) bool { return w.Adapter != "" || w.NoAdapter != "" }), adapterOf},
 		{"LANES", has(func(w control.Worker) bool { return len(w.Lanes) > 0 }), func(w control.Worker) string { return lanes(w.Lanes) }},
 		{"WHY", has(func(w control.Worker) bool { return w.Reason != "" }), func(w control.Worker) string { return printable(w.Reason) }},
 	}
@@ -160,6 +161,9 @@ func count(n *int) string {
 	}
 	return strconv.Itoa(*n)
 }
+
+// adapterOf is the adapter in force; why there is none where one could be expected stands in the log and the JSON form.
+func adapterOf(w control.Worker) string { return cmp.Or(printable(w.Adapter), "none") }
 
 func oldest(s *float64) string {
 	if s == nil {

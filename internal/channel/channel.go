@@ -33,7 +33,7 @@ var ErrPacket = errors.New("bad channel packet")
 // of a type that this version does not know. Receive passes over those.
 var ErrUnknownType = errors.New("unknown packet type")
 
-// Message is one of Hello, Ready, Status and Drain.
+// Message is one of Adapter, Hello, Ready, Status and Drain.
 type Message interface{ kind() string }
 
 // Hello is a worker's first word, before it touches its sockets: it will say Ready by itself, so that nothing else, such
@@ -41,6 +41,12 @@ type Message interface{ kind() string }
 type Hello struct {
 	Version int `json:"version"`
 	PID     int `json:"pid"`
+}
+
+// Adapter is what the code says that gapless has put into a server, before its Hello if it is in force.
+type Adapter struct {
+	Name   string `json:"name"`             // what it has found: the server, its version
+	Reason string `json:"reason,omitempty"` // why it is not in force; "": it is
 }
 
 // Ready is what a worker says once all its parts serve.
@@ -69,10 +75,11 @@ type Drain struct {
 	Stop     bool // nobody takes over: idle connections are waited for a second only
 }
 
-func (Hello) kind() string  { return "hello" }
-func (Ready) kind() string  { return "ready" }
-func (Status) kind() string { return "status" }
-func (Drain) kind() string  { return "drain" }
+func (Adapter) kind() string { return "adapter" }
+func (Hello) kind() string   { return "hello" }
+func (Ready) kind() string   { return "ready" }
+func (Status) kind() string  { return "status" }
+func (Drain) kind() string   { return "drain" }
 
 type drainWire struct {
 	DeadlineMS int64 `json:"deadline_ms"`
@@ -86,6 +93,11 @@ type drainWire struct {
 func Encode(m Message) ([]byte, error) {
 	var v any
 	switch m := m.(type) {
+	case Adapter:
+		v = struct {
+			Type string `json:"type"`
+			Adapter
+		}{m.kind(), m}
 	case Hello:
 		v = struct {
 			Type string `json:"type"`
@@ -130,6 +142,10 @@ func Decode(p []byte) (Message, error) {
 	var err error
 	var m Message
 	switch head.Type {
+	case "adapter":
+		var v Adapter
+		err = json.Unmarshal(p, &v)
+		m = v
 	case "hello":
 		var v Hello
 		err = json.Unmarshal(p, &v)

@@ -148,6 +148,8 @@ type Worker struct {
 	Handed      *int      `json:"handed,omitempty"`           // connections given to its successors, if the worker says
 	Oldest      *float64  `json:"oldest_request_seconds,omitempty"`
 	Lanes       []Lane    `json:"lanes,omitempty"`
+	Adapter     string    `json:"adapter,omitempty"`    // what the adapter in it serves it with; "": none is in force
+	NoAdapter   string    `json:"no_adapter,omitempty"` // why none is, where one could be expected
 }
 
 // Lane is a listening socket that a worker accepts from, and its share of new connections.
