@@ -153,7 +153,7 @@ func TestRun_StopWaitsForWhatIsInFlight(t *testing.T) {
 		time.AfterFunc(45*time.Second, func() { close(stop) })
 		r, err := Run(t.Context(), c)
 		wg.Wait()
-		if err != nil || r.Requests != r.OK || r.OK < 4 || r.OK > 5 || r.Unsent != 0 || r.Took < 45*time.Second || r.Took > time.Minute {
+		if err != nil || r.Requests != r.OK || r.OK < 4 || r.OK > 5 || r.Unsent < 38 || r.Unsent > 41 || r.Took < 45*time.Second || r.Took > time.Minute {
 			t.Errorf("%v\n%s", err, &r)
 		}
 	})

@@ -15,7 +15,7 @@
 //
 // # Invariants
 //
-//   - Requests = OK + Drops.Total() + Canceled + Local: every request whose bytes were begun, or whose connection could not
+//   - Requests = OK + Drops.Total() + Canceled + Local + Crossed: every request whose bytes were begun, or whose connection could not
 //     be made, is in exactly one of them.
 //   - A fault of this machine (no ports, no descriptors, timers that fire late) is never a drop, and always makes
 //     Report.Fault say so.
@@ -44,7 +44,11 @@ const (
 	KeepAlive Kind = "keep-alive" // each connection carries one send after another
 	NewConn   Kind = "new-conn"   // each send opens a connection and says Connection: close
 	Silent    Kind = "silent"     // as NewConn, but the connection stays silent for Stream.Silence first
+	WebSocket Kind = "websocket"  // each connection is upgraded once, and each send is then a ping that wants its pong
 )
+
+// lasts says whether connections outlive their first response.
+func (k Kind) lasts() bool { return k == KeepAlive || k == WebSocket }
 
 // Defaults of Config and Stream.
 const (
@@ -58,6 +62,7 @@ const (
 type Config struct {
 	Network string // "tcp" (the default) or "unix"
 	Address string // host:port, or a path
+	Host    string // what the Host header says; "" = Address
 	Streams []Stream
 
 	Duration    time.Duration // sends are intended within it; what is in flight then is waited for
@@ -70,6 +75,10 @@ type Config struct {
 	// Stop, when closed, ends the sending before Duration is over. What is in flight is waited for, and what was intended
 	// later is not missed: Stop is how a load lasts as long as what happens beside it. nil = Duration alone.
 	Stop <-chan struct{}
+
+	// Events, if set, is called for each outcome and for each connection that the server ends, when that is seen. It is
+	// called from many goroutines and must not block: the time that it takes is our own lateness.
+	Events func(Event)
 
 	// Blind clients find out that an idle connection was closed only by sending on it, however long ago that was.
 	Blind bool
@@ -89,13 +98,14 @@ type Stream struct {
 	Path    string
 	Header  http.Header   // added to each request
 	Body    int           // bytes that a POST or PUT carries; they begin with the request's ID
+	Payload []byte        // instead of Body: what each request carries, as it is
 	Silence time.Duration // of Silent; 0 = DefaultSilence
 
 	Chunked  float64 // share of the bodies that are chunked, 0 to 1
 	Split    float64 // share of the sends that are cut at random bytes into 2 or 3 pieces, up to 2 ms apart
 	Pipeline float64 // share of the sends that are 2 to 5 pipelined requests (KeepAlive only)
 
-	Status int // what every response must have
+	Status int // what every response must have; of a WebSocket always 101
 	// Echo demands that a response repeats the X-Request-Id header and the body of its request. Without it, an
 	// X-Request-Id in the response must still be the request's.
 	Echo bool
@@ -153,6 +163,9 @@ func (c Config) withDefaults() (Config, error) {
 
 // host is what the Host header says.
 func (c *Config) host() string {
+	if c.Host != "" {
+		return c.Host
+	}
 	if c.Network == "unix" {
 		return "localhost"
 	}
@@ -167,7 +180,7 @@ func (s *Stream) complete() error {
 	def(&s.Silence, DefaultSilence)
 	def(&s.Status, http.StatusOK)
 	switch {
-	case s.Kind != KeepAlive && s.Kind != NewConn && s.Kind != Silent:
+	case s.Kind != KeepAlive && s.Kind != NewConn && s.Kind != Silent && s.Kind != WebSocket:
 		return fmt.Errorf("kind: unknown %q", s.Kind)
 	case s.Connections <= 0:
 		return fmt.Errorf("connections: must be positive, got %d", s.Connections)
@@ -179,6 +192,12 @@ func (s *Stream) complete() error {
 		return fmt.Errorf("body: must be between 0 and 64 MiB, got %d", s.Body)
 	case s.Body > 0 && s.Method != http.MethodPost && s.Method != http.MethodPut:
 		return fmt.Errorf("body: needs method POST or PUT, got %s", s.Method)
+	case len(s.Payload) > 0 && (s.Body > 0 || s.Method == http.MethodGet || s.Method == http.MethodHead):
+		return fmt.Errorf("payload: needs a method that carries one, and no body, got %s", s.Method)
+	case strings.ContainsAny(s.Method, " \r\n\t/"):
+		return fmt.Errorf("method: %q is none", s.Method)
+	case s.Kind == WebSocket && (s.Method != http.MethodGet || s.Echo || s.Check != nil):
+		return fmt.Errorf("kind: %s sends pings, which have no method, echo or check", WebSocket)
 	case s.Silence < 0:
 		return fmt.Errorf("silence: must not be negative, got %v", s.Silence)
 	case s.Pipeline > 0 && s.Kind != KeepAlive:

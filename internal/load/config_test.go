@@ -99,10 +99,10 @@ func TestQuantiles(t *testing.T) {
 	for i := 1000; i >= 1; i-- {
 		d = append(d, time.Duration(i))
 	}
-	if got := quantiles(d); got != (Quantiles{1000, 500, 990, 999, 1000}) {
+	if got := QuantilesOf(d); got != (Quantiles{1000, 500, 990, 999, 1000}) {
 		t.Errorf("got %+v", got)
 	}
-	if got := quantiles([]time.Duration{7}); got != (Quantiles{1, 7, 7, 7, 7}) {
+	if got := QuantilesOf([]time.Duration{7}); got != (Quantiles{1, 7, 7, 7, 7}) {
 		t.Errorf("of one: %+v", got)
 	}
 }

@@ -29,8 +29,17 @@ type conn struct {
 	endAt   time.Time  // when the end was read
 	endErr  error      // what the end was
 	local   bool       // close was called: the end is our own doing
-	idleEnd bool       // read by close, written by the reader before stopped: the server ended it, unannounced, with nothing on the wire
+	how     ending     // read by close, written by the reader before stopped
 }
+
+// ending says how a connection ended.
+type ending int
+
+const (
+	ours        ending = iota // we closed it, or it ended under a request, whose outcome tells of it
+	unannounced               // the server ended it with nothing on the wire and without a word
+	announced                 // the server said before that it would: Connection: close, or a close frame
+)
 
 func newConn(nc net.Conn) *conn {
 	c := &conn{nc: nc, stopped: make(chan struct{})}
@@ -69,15 +78,14 @@ func (c *conn) abort(o outcome) {
 	c.pending = nil
 }
 
-// close ends the connection from our side and waits for its reader. It reports whether the server had closed it, while
-// nothing was on the wire, without having announced that.
-func (c *conn) close() (idleEnd bool) {
+// close ends the connection from our side, waits for its reader and reports whether the server had ended it before.
+func (c *conn) close() ending {
 	c.mu.Lock()
 	c.local = true
 	c.mu.Unlock()
 	c.nc.Close()
 	<-c.stopped
-	return c.idleEnd
+	return c.how
 }
 
 func (c *conn) read() {
@@ -99,11 +107,15 @@ func (c *conn) read() {
 		o := readResponse(br, r.method)
 		if o.class == "" {
 			c.answer(r, o)
+			if r.handshake && o.status == http.StatusSwitchingProtocols {
+				c.readFrames(br)
+				return
+			}
 			if !o.closes {
 				continue
 			}
 			c.end(o.at, io.EOF, false) // seen together with the response, also by what was pipelined behind it
-			c.idleEnd = false          // it was announced; close reads this only after stopped
+			c.how = announced
 			return
 		}
 		c.end(o.at, o.err, true)
@@ -126,7 +138,9 @@ func (c *conn) end(at time.Time, err error, cut bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended, c.endAt, c.endErr = true, at, err
-	c.idleEnd = len(c.pending) == 0 && !c.local
+	if len(c.pending) == 0 && !c.local {
+		c.how = unannounced
+	}
 	for i, r := range c.pending {
 		r.done <- failure(at, err, cut && i == 0)
 	}
@@ -184,8 +198,12 @@ func classOf(err error) Class {
 		errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EACCES),
 		errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENETUNREACH):
 		return local
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // the latter: TLS, without its own goodbye
 		return EOF
+	case errors.Is(err, errFarewell):
+		return crossed
+	case errors.Is(err, errFrame):
+		return Body
 	case errors.Is(err, errUnsolicited):
 		return Status // such as a 408 on an idle connection: it stands where the response should
 	}

@@ -20,16 +20,23 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	}
 	start := time.Now()
 	var slots []*slot
+	h := &halt{seen: make(chan struct{})}
 	for i := range c.Streams {
 		for range c.Streams[i].Connections {
-			slots = append(slots, newSlot(&c, &c.Streams[i], len(slots), start))
+			s := newSlot(&c, &c.Streams[i], len(slots), start)
+			s.halt = h
+			slots = append(slots, s)
 		}
 	}
-	var wg sync.WaitGroup
+	over := make(chan struct{})
+	var wg, watch sync.WaitGroup
+	watch.Go(func() { h.watch(c.Stop, over) })
 	for _, s := range slots {
 		wg.Go(func() { s.run(ctx) })
 	}
 	wg.Wait()
+	close(over)
+	watch.Wait()
 	rep := newReport(&c, start, time.Since(start))
 	for _, s := range slots {
 		rep.add(&s.tally)
@@ -41,6 +48,21 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	return rep, nil
 }
 
+// halt tells the slots that Config.Stop was closed, and when.
+type halt struct {
+	seen chan struct{} // closed when it is; at is set before
+	at   time.Time
+}
+
+func (h *halt) watch(stop, over <-chan struct{}) {
+	select {
+	case <-stop:
+		h.at = time.Now()
+		close(h.seen)
+	case <-over:
+	}
+}
+
 // slot is one client: at most one connection at a time, a schedule of its own, and a tally that only it writes.
 type slot struct {
 	cfg    *Config
@@ -50,10 +72,12 @@ type slot struct {
 	start  time.Time
 	phase  time.Duration
 	half   time.Duration // half a round trip
+	halt   *halt
 
 	conn   *conn
-	served int  // responses on conn
-	closes bool // a response on conn has announced its end
+	since  time.Time // when conn was made
+	served int       // responses on conn
+	closes bool      // a response on conn has announced its end
 	tally  tally
 }
 
@@ -85,6 +109,7 @@ func (s *slot) run(ctx context.Context) {
 		switch s.await(ctx, intended) {
 		case onTime:
 		case stopped:
+			s.tally.Unsent += s.due(s.halt.at, k, n)
 			return
 		case ended:
 			s.tally.Unsent += n - k
@@ -92,6 +117,12 @@ func (s *slot) run(ctx context.Context) {
 		}
 		s.exchange(ctx, out)
 	}
+}
+
+// due is how many of the sends k to n-1 were intended before a time for sure: they wait for a connection that is not free.
+func (s *slot) due(now time.Time, k, n int) int {
+	passed := int(now.Sub(s.start)/s.stream.period()) - 1 // intended times differ by less than a period from k periods
+	return max(0, min(passed, n)-k)
 }
 
 // wakeup says why a wait is over.
@@ -106,11 +137,11 @@ const (
 // await waits for the next send.
 func (s *slot) await(ctx context.Context, t time.Time) wakeup {
 	select { // also when the time has come long ago
-	case <-s.cfg.Stop:
+	case <-s.halt.seen:
 		return stopped
 	default:
 	}
-	return s.wait(ctx, t, s.cfg.Stop)
+	return s.wait(ctx, t, s.halt.seen)
 }
 
 // sleepUntil waits within an exchange, which Stop does not interrupt. It is false when ctx has ended.
@@ -155,6 +186,9 @@ func (s *slot) exchange(ctx context.Context, out *send) {
 			s.settle(ctx, out, failure(time.Now(), err, false))
 			return
 		}
+		if s.stream.Kind == WebSocket && !s.handshake(ctx, out) {
+			return // the handshake is what was lost
+		}
 	}
 	if s.stream.Kind == Silent {
 		if !s.sleep(ctx, s.stream.Silence) {
@@ -175,9 +209,23 @@ func (s *slot) exchange(ctx context.Context, out *send) {
 		return
 	}
 	s.collect(ctx, out)
-	if s.stream.Kind != KeepAlive {
+	if !s.stream.Kind.lasts() {
 		s.retire()
 	}
+}
+
+// handshake makes the new connection a WebSocket. It is a request of its own, with the intended time of the send that
+// needs it.
+func (s *slot) handshake(ctx context.Context, first *send) bool {
+	out := composeHandshake(s.stream, s.cfg.host(), s.rng, first.requests[0])
+	if !s.transmit(ctx, out) {
+		return false
+	}
+	if s.collect(ctx, out) {
+		return true
+	}
+	s.retire()
+	return false
 }
 
 // connect opens a connection: the handshake reaches the server half a round trip after the decision and is known to be
@@ -199,7 +247,7 @@ func (s *slot) connect(ctx context.Context) error {
 		}
 		return err
 	}
-	s.conn, s.served, s.closes = newConn(nc), 0, false
+	s.conn, s.served, s.closes, s.since = newConn(nc), 0, false, time.Now()
 	if !s.sleep(ctx, s.half) {
 		return ctx.Err()
 	}
@@ -227,11 +275,12 @@ func (s *slot) transmit(ctx context.Context, out *send) bool {
 	return true
 }
 
-// collect waits for the outcome of each request, in order.
-func (s *slot) collect(ctx context.Context, out *send) {
+// collect waits for the outcome of each request, in order, and tells whether all were right.
+func (s *slot) collect(ctx context.Context, out *send) bool {
 	timer := time.NewTimer(s.cfg.Timeout)
 	defer timer.Stop()
 	var last time.Time
+	right := true
 	for _, r := range out.requests {
 		var o outcome
 		select {
@@ -243,7 +292,7 @@ func (s *slot) collect(ctx context.Context, out *send) {
 			s.conn.abort(failure(time.Now(), context.Canceled, false))
 			o = <-r.done
 		}
-		s.record(r, o)
+		right = s.record(r, o) == "" && right
 		if o.closes || o.class != "" {
 			s.closes = true
 		}
@@ -253,6 +302,7 @@ func (s *slot) collect(ctx context.Context, out *send) {
 		last = o.at
 	}
 	s.sleepUntil(ctx, last.Add(s.half))
+	return right
 }
 
 // settle gives all requests of a send that never reached the wire the same outcome.
@@ -266,10 +316,11 @@ func (s *slot) settle(ctx context.Context, out *send, o outcome) {
 	s.closes = true
 }
 
-func (s *slot) record(r *request, o outcome) {
+func (s *slot) record(r *request, o outcome) Class {
 	class, err := judge(s.stream, r, o)
 	seen := o.at.Add(s.half)
 	s.tally.count(class)
+	s.tell(r, o, class, err, seen)
 	at := r.intended.Sub(s.start)
 	if class == "" {
 		s.tally.Samples = append(s.tally.Samples, Sample{At: at, Latency: seen.Sub(r.intended)})
@@ -277,12 +328,13 @@ func (s *slot) record(r *request, o outcome) {
 	if g := o.header.Get(headerGeneration); g != "" {
 		s.tally.generation(g, seen.Sub(s.start))
 	}
-	if class == "" || class == canceled || len(s.tally.Failures) >= maxFailures {
-		return
+	if class == "" || class == canceled || class == crossed || len(s.tally.Failures) >= maxFailures {
+		return class
 	}
 	s.tally.Failures = append(s.tally.Failures, Failure{
 		Stream: s.stream.Name, ID: r.id, Class: class, Err: err, At: at, Took: seen.Sub(r.intended), Served: s.served,
 	})
+	return class
 }
 
 // retire closes the connection, if there is one.
@@ -290,9 +342,15 @@ func (s *slot) retire() {
 	if s.conn == nil {
 		return
 	}
+	how := s.conn.close()
+	kind, counts := ClosedIdle, &s.tally.ClosedIdle
+	if how == announced {
+		kind, counts = ClosedAnnounced, &s.tally.ClosedAnnounced
+	}
 	// A client that asked for Connection: close expects the end after its response.
-	if s.conn.close() && (s.stream.Kind == KeepAlive || s.served == 0) {
-		s.tally.ClosedIdle++
+	if how != ours && (s.stream.Kind.lasts() || how == unannounced && s.served == 0) {
+		*counts++
+		s.tellEnd(kind)
 	}
 	s.conn = nil
 }

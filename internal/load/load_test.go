@@ -26,7 +26,7 @@ func run(t *testing.T, c Config) Report {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sum := r.OK + r.Drops.Total() + r.Canceled + r.Local; sum != r.Requests {
+	if sum := r.OK + r.Drops.Total() + r.Canceled + r.Local + r.Crossed; sum != r.Requests {
 		t.Errorf("%d requests, but %d outcomes", r.Requests, sum)
 	}
 	if t.Failed() || testing.Verbose() {

@@ -25,6 +25,7 @@ const (
 
 	canceled Class = "canceled" // the run was ended: nobody's fault
 	local    Class = "local"    // this machine could not make the connection
+	crossed  Class = "crossed"  // a ping that met the server's close frame: the protocol leaves it unanswered
 )
 
 // Classes lists all classes of drops in the order of reports.
@@ -86,7 +87,7 @@ type Generation struct {
 	First, Last time.Duration // when its first and last responses were seen, from the start of the run
 }
 
-// Report is what a run found. Requests = OK + Drops.Total() + Canceled + Local.
+// Report is what a run found. Requests = OK + Drops.Total() + Canceled + Local + Crossed.
 type Report struct {
 	Target     string
 	Started    time.Time
@@ -97,12 +98,15 @@ type Report struct {
 	Drops      Drops
 	Canceled   int // in flight when the run was ended from outside
 	Local      int // this machine ran out of ports or descriptors
-	Unsent     int // sends whose time was over before their connection was free: the server was too slow for the rate
+	Crossed    int // pings that met the close frame of the server
+	Unsent     int // sends whose time was over before their connection was free: server and generator were too slow for the rate
 	Connects   int
-	ClosedIdle int           // connections that the server closed with nothing on the wire and without announcing it
-	Latency    Quantiles     // of what was answered
-	Lag        Quantiles     // how late we ourselves woke up to act
-	LagLimit   time.Duration // Config.LagLimit
+	ClosedIdle int // connections that the server closed with nothing on the wire and without announcing it
+
+	ClosedAnnounced int           // kept-alive connections and WebSockets whose end the server announced
+	Latency         Quantiles     // of what was answered
+	Lag             Quantiles     // how late we ourselves woke up to act
+	LagLimit        time.Duration // Config.LagLimit
 
 	Generations []Generation // by the time of their first response
 	Failures    []Failure    // the first lost requests, at most 100
@@ -133,7 +137,7 @@ func (r *Report) Within(from, to time.Duration) Quantiles {
 			d = append(d, s.Latency)
 		}
 	}
-	return quantiles(d)
+	return QuantilesOf(d)
 }
 
 // String is a compact table.
@@ -148,8 +152,8 @@ func (r *Report) String() string {
 	row("connections", "%d opened, %d closed by the server while idle", r.Connects, r.ClosedIdle)
 	row("latency", "p50 %s, p99 %s, p99.9 %s, max %s", ms(r.Latency.P50), ms(r.Latency.P99), ms(r.Latency.P999), ms(r.Latency.Max))
 	row("generator", "late by p99 %s, max %s", ms(r.Lag.P99), ms(r.Lag.Max))
-	if r.Canceled+r.Local+r.Unsent > 0 {
-		row("not counted", "%d canceled, %d for want of local resources, %d never sent", r.Canceled, r.Local, r.Unsent)
+	if r.Canceled+r.Local+r.Crossed+r.Unsent > 0 {
+		row("not counted", "%d canceled, %d for want of local resources, %d met by a close frame, %d never sent", r.Canceled, r.Local, r.Crossed, r.Unsent)
 	}
 	for _, g := range r.Generations {
 		row("generation "+g.Name, "%d responses, %s to %s", g.Responses, ms(g.First), ms(g.Last))
@@ -178,6 +182,8 @@ type tally struct {
 	Failures    []Failure
 	Generations map[string]*Generation
 	lag         []time.Duration
+
+	ClosedAnnounced int
 }
 
 func (t *tally) count(c Class) {
@@ -216,12 +222,15 @@ func (r *Report) add(t *tally) {
 			r.Canceled += n
 		case local:
 			r.Local += n
+		case crossed:
+			r.Crossed += n
 		default:
 			r.Drops[class] += n
 		}
 	}
 	r.Connects += t.Connects
 	r.ClosedIdle += t.ClosedIdle
+	r.ClosedAnnounced += t.ClosedAnnounced
 	r.Unsent += t.Unsent
 	r.Samples = append(r.Samples, t.Samples...)
 	r.Failures = append(r.Failures, t.Failures...)
@@ -245,10 +254,11 @@ func (r *Report) finish() {
 	slices.SortFunc(r.Failures, func(a, b Failure) int { return cmp.Compare(a.At, b.At) })
 	r.Failures = r.Failures[:min(len(r.Failures), maxFailures)]
 	r.Latency = r.Within(0, math.MaxInt64)
-	r.Lag, r.lag = quantiles(r.lag), nil
+	r.Lag, r.lag = QuantilesOf(r.lag), nil
 }
 
-func quantiles(d []time.Duration) Quantiles {
+// QuantilesOf sorts d and returns its quantiles.
+func QuantilesOf(d []time.Duration) Quantiles {
 	if len(d) == 0 {
 		return Quantiles{}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,9 @@ type request struct {
 	body     []byte
 	intended time.Time
 	done     chan outcome // buffered, gets exactly one outcome
+
+	handshake bool   // of a WebSocket
+	key       string // of the handshake
 }
 
 // outcome is what the wire said, before it is compared with what should have come.
@@ -55,15 +59,22 @@ func compose(s *Stream, host string, rng *rand.Rand, slot, seq int, intended tim
 	var text bytes.Buffer
 	for i := range n {
 		r := &request{
-			id:       fmt.Sprintf("%s-%d-%d-%d", s.Name, slot, seq, i),
+			id:       fmt.Sprintf("%s-%d-%d-%d", token(s.Name), slot, seq, i),
 			method:   s.Method,
 			intended: intended,
 			done:     make(chan outcome, 1),
 		}
-		if s.Body > 0 {
+		switch {
+		case s.Body > 0:
 			r.body = fill(r.id, s.Body, rng)
+		case len(s.Payload) > 0:
+			r.body = s.Payload
 		}
-		write(&text, s, host, r, rng)
+		if s.Kind == WebSocket {
+			text.Write(frame(opPing, []byte(r.id), rng.Uint32()))
+		} else {
+			write(&text, s, host, r, rng)
+		}
 		out.requests = append(out.requests, r)
 	}
 	out.pieces = [][]byte{text.Bytes()}
@@ -74,6 +85,17 @@ func compose(s *Stream, host string, rng *rand.Rand, slot, seq int, intended tim
 		out.gaps = append(out.gaps, time.Duration(rng.Int64N(int64(maxSplitGap))))
 	}
 	return out
+}
+
+// token makes a name fit for a header and, with the numbers behind it, for a ping.
+func token(name string) string {
+	name = strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return '_'
+		}
+		return r
+	}, name)
+	return name[:min(len(name), 60)]
 }
 
 // shift moves the time from which latency counts.
@@ -97,12 +119,12 @@ func fill(id string, n int, rng *rand.Rand) []byte {
 
 func write(w *bytes.Buffer, s *Stream, host string, r *request, rng *rand.Rand) {
 	fmt.Fprintf(w, "%s %s HTTP/1.1\r\nHost: %s\r\n%s: %s\r\n", r.method, s.Path, host, headerID, r.id)
-	if s.Kind != KeepAlive {
+	if !s.Kind.lasts() {
 		w.WriteString("Connection: close\r\n")
 	}
 	_ = s.Header.Write(w) // a bytes.Buffer takes everything
 	switch {
-	case len(r.body) == 0 && r.method == http.MethodGet:
+	case len(r.body) == 0 && (r.method == http.MethodGet || r.method == http.MethodHead):
 		w.WriteString("\r\n")
 	case len(r.body) > 0 && rng.Float64() < s.Chunked:
 		w.WriteString("Transfer-Encoding: chunked\r\n\r\n")
@@ -133,6 +155,15 @@ func cut(text []byte, places int, rng *rand.Rand) [][]byte {
 func judge(s *Stream, r *request, o outcome) (Class, error) {
 	if o.class != "" {
 		return o.class, o.err
+	}
+	if s.Kind == WebSocket {
+		if o.status != http.StatusSwitchingProtocols {
+			return Status, fmt.Errorf("status %d, want %d", o.status, http.StatusSwitchingProtocols)
+		}
+		if r.handshake && o.header.Get("Sec-WebSocket-Accept") != acceptOf(r.key) {
+			return Body, errAccept
+		}
+		return "", nil
 	}
 	if o.status != s.Status {
 		return Status, fmt.Errorf("status %d, want %d", o.status, s.Status)
