@@ -48,6 +48,8 @@ var roles = map[string]func() int{
 	"leaks":               leaks,
 	"reopens":             reopens,
 	"prints":              prints,
+	"closes-idle":         closesIdle,
+	"tableflip":           tableflipServer,
 }
 
 func play(name string) int {

@@ -43,6 +43,7 @@ type cli struct {
 	Unit      unitCmd      `cmd:"" help:"Print a systemd unit for the flags of run."`
 	Install   installCmd   `cmd:"" help:"Install, enable and start such a unit."`
 	Uninstall uninstallCmd `cmd:"" help:"Stop and remove it."`
+	Verify    verifyCmd    `cmd:"" help:"Drive real load through repeated upgrades and count what clients lose."`
 	Check     checkCmd     `cmd:"" help:"Check the flags of run and the configuration file, and print what they come to."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }

@@ -109,6 +109,8 @@ type Stream struct {
 	// Echo demands that a response repeats the X-Request-Id header and the body of its request. Without it, an
 	// X-Request-Id in the response must still be the request's.
 	Echo bool
+	// AnyID lets a response say another X-Request-Id: some servers write their own.
+	AnyID bool
 	// Check looks at a response that is complete; its error is a drop of class Body. It is called from many goroutines.
 	Check func(sent, got []byte, header http.Header) error
 }
@@ -170,6 +172,14 @@ func (c *Config) host() string {
 		return "localhost"
 	}
 	return c.Address
+}
+
+// Validate tells whether a stream can be run, so that a mistake is found before anything else has begun.
+func (s Stream) Validate() error {
+	if err := s.complete(); err != nil {
+		return fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return nil
 }
 
 func (s *Stream) complete() error {

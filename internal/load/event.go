@@ -38,7 +38,7 @@ func (s *slot) tell(r *request, o outcome, class Class, err error, seen time.Tim
 	if s.cfg.Events == nil || class == canceled || class == local || class == crossed {
 		return
 	}
-	e := Event{Stream: s.stream.Name, At: r.intended, Seen: seen, ID: r.id, Generation: o.header.Get(headerGeneration)}
+	e := Event{Stream: s.stream.Name, At: r.intended, Seen: seen, ID: r.id, Generation: o.header.Get(HeaderGeneration)}
 	if class != "" {
 		e.Kind, e.Class, e.Err = Dropped, class, err
 	}

@@ -325,7 +325,7 @@ func (s *slot) record(r *request, o outcome) Class {
 	if class == "" {
 		s.tally.Samples = append(s.tally.Samples, Sample{At: at, Latency: seen.Sub(r.intended)})
 	}
-	if g := o.header.Get(headerGeneration); g != "" {
+	if g := o.header.Get(HeaderGeneration); g != "" {
 		s.tally.generation(g, seen.Sub(s.start))
 	}
 	if class == "" || class == canceled || class == crossed || len(s.tally.Failures) >= maxFailures {

@@ -98,7 +98,7 @@ func (s *badServer) conn(nc net.Conn, n int) {
 		}
 		a := s.decide(n, i)
 		s.did[a].Add(1)
-		if !s.answer(nc, a, req.Header.Get(headerID), body) || req.Close {
+		if !s.answer(nc, a, req.Header.Get(HeaderID), body) || req.Close {
 			return
 		}
 	}
@@ -107,7 +107,7 @@ func (s *badServer) conn(nc net.Conn, n int) {
 // answer is false when the connection is to be closed.
 func (s *badServer) answer(nc net.Conn, a action, id string, body []byte) bool {
 	head := func(status, id, extra string) string {
-		return "HTTP/1.1 " + status + "\r\n" + headerID + ": " + id + "\r\n" + headerGeneration + ": 1\r\n" + extra +
+		return "HTTP/1.1 " + status + "\r\n" + HeaderID + ": " + id + "\r\n" + HeaderGeneration + ": 1\r\n" + extra +
 			"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n"
 	}
 	text := head("200 OK", id, "") + string(body)
@@ -165,8 +165,8 @@ func goodServer(t *testing.T) string {
 
 func echoServer(generation string) *http.Server {
 	return &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(headerID, r.Header.Get(headerID))
-		w.Header().Set(headerGeneration, generation)
+		w.Header().Set(HeaderID, r.Header.Get(HeaderID))
+		w.Header().Set(HeaderGeneration, generation)
 		body, err := io.ReadAll(r.Body) // first of all: net/http stops reading once an answer has begun
 		if err == nil {
 			w.Write(body)

@@ -44,7 +44,7 @@ func composeHandshake(s *Stream, host string, rng *rand.Rand, first *request) *s
 		key: base64.StdEncoding.EncodeToString(key[:]),
 	}
 	var text bytes.Buffer
-	fmt.Fprintf(&text, "GET %s HTTP/1.1\r\nHost: %s\r\n%s: %s\r\n", s.Path, host, headerID, r.id)
+	fmt.Fprintf(&text, "GET %s HTTP/1.1\r\nHost: %s\r\n%s: %s\r\n", s.Path, host, HeaderID, r.id)
 	fmt.Fprintf(&text, "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", r.key)
 	_ = s.Header.Write(&text) // a bytes.Buffer takes everything
 	text.WriteString("\r\n")
