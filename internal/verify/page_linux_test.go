@@ -68,7 +68,7 @@ func TestWriteHTML_InABrowser(t *testing.T) {
 		{`class="drop"`, 2}, {`class="closed"`, 2}, {`class="act"`, 1}, {`class="act failed"`, 1}, {`class="act fault"`, 1},
 		{`<dd id="drops" class="bad">4</dd>`, 1}, {`<dd id="closed" class="warn">7</dd>`, 1}, {`<dd id="own">3 + 5 idle</dd>`, 1},
 		{"3 dropped", 1}, // in what is shown at the place itself
-		{"./server &lt;fd&gt;", 1}, {"&lt;unexpected&gt; EOF", 1}, {"kill-worker 3", 3},
+		{"./server &lt;fd&gt;", 1}, {"&lt;unexpected&gt; EOF", 1}, {"kill-worker 3", 2},
 		{"<script", 0}, {"http://", 0}, {"https://", 0}, {"NaN", 0}, {"ZgotmplZ", 0},
 	}
 	for _, c := range counts {
