@@ -87,10 +87,15 @@ type drainWire struct {
 	SpreadMS   int64 `json:"spread_ms"`
 	Handoff    bool  `json:"handoff"`
 	Stop       bool  `json:"stop"`
+	// Queue is the inode of the socket that the packet carries, for runtimes that do not tell which descriptor they got.
+	Queue uint64 `json:"queue,omitempty"`
 }
 
 // Encode returns the packet for m.
-func Encode(m Message) ([]byte, error) {
+func Encode(m Message) ([]byte, error) { return encode(m, 0) }
+
+// encode returns the packet for m, which carries the file of that inode; 0: none.
+func encode(m Message, inode uint64) ([]byte, error) {
 	var v any
 	switch m := m.(type) {
 	case Adapter:
@@ -117,7 +122,7 @@ func Encode(m Message) ([]byte, error) {
 		v = struct {
 			Type string `json:"type"`
 			drainWire
-		}{m.kind(), drainWire{m.Deadline.Milliseconds(), m.Extra.Milliseconds(), m.Spread.Milliseconds(), m.Handoff, m.Stop}}
+		}{m.kind(), drainWire{m.Deadline.Milliseconds(), m.Extra.Milliseconds(), m.Spread.Milliseconds(), m.Handoff, m.Stop, inode}}
 	default:
 		return nil, fmt.Errorf("encode channel packet %T: %w", m, ErrUnknownType)
 	}
@@ -190,7 +195,7 @@ func New(f *os.File) (*Conn, error) {
 // Send sends m, with f if that is not nil; f stays the caller's. It never
 // blocks: seqpacket.ErrFull means that the other side does not read.
 func (c *Conn) Send(m Message, f *os.File) error {
-	p, err := Encode(m)
+	p, err := encode(m, inodeOf(f))
 	if err != nil {
 		return err
 	}

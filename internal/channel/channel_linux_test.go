@@ -3,6 +3,7 @@ package channel
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -216,4 +217,30 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%s became %s", once, twice)
 		}
 	})
+}
+
+// A runtime that does not tell which descriptor it got finds the queue by the inode that the order names.
+func TestConn_DrainNamesItsDescriptor(t *testing.T) {
+	a, b := ends(t)
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := a.Send(Drain{Handoff: true}, f); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, MaxPacket)
+	n, fd, err := b.c.Receive(p)
+	if err != nil || fd < 0 {
+		t.Fatalf("got descriptor %d, %v", fd, err)
+	}
+	got := os.NewFile(uintptr(fd), "got")
+	defer got.Close()
+	var m struct {
+		Queue uint64 `json:"queue"`
+	}
+	if err := json.Unmarshal(p[:n], &m); err != nil || m.Queue == 0 || m.Queue != inodeOf(got) {
+		t.Fatalf("%s: got inode %d, %v, want %d", p[:n], m.Queue, err, inodeOf(got))
+	}
 }
