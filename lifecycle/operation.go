@@ -34,6 +34,7 @@ type wishes struct {
 	upgrade []linkMessage // not acknowledged: if the operation is an upgrade that succeeds they are the next master's
 	reload  []linkMessage
 	command []linkMessage // likewise: to upgrade, while a generation is in its window
+	count   []linkMessage // of TTIN and TTOU, likewise: the next master has been offered the number before them
 }
 
 // obey acts on a signal or a command that the parent passed on. A signal is acknowledged when it has been acted on; one
@@ -50,16 +51,11 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 	case syscall.SIGHUP:
 		m.wish(&m.wishes.reload, msg, "Reload")
 	case syscall.SIGTTIN, syscall.SIGTTOU:
-		m.link.ack(msg)
-		by := 1
-		if msg.Signal == syscall.SIGTTOU {
-			by = -1
+		if m.op != nil && m.op.kind == control.KindUpgrade {
+			m.wishes.count = append(m.wishes.count, msg)
+			break
 		}
-		if n := m.wanted + by; n >= 1 && n <= control.MaxWorkers {
-			m.wanted = n
-			m.note()
-			m.log.Info("Number of workers changed", zap.Int("workers", n))
-		}
+		m.count(msg)
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 		if m.state.get() == Stopping && msg.Signal != syscall.SIGQUIT {
 			m.link.ack(msg)
@@ -82,6 +78,20 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 	m.proceed(ctx)
 }
 
+// count acts on TTIN and TTOU.
+func (m *master) count(msg linkMessage) {
+	m.link.ack(msg)
+	by := 1
+	if msg.Signal == syscall.SIGTTOU {
+		by = -1
+	}
+	if n := m.wanted + by; n >= 1 && n <= control.MaxWorkers {
+		m.wanted = n
+		m.note()
+		m.log.Info("Number of workers changed", zap.Int("workers", n))
+	}
+}
+
 // wish notes what is asked for.
 func (m *master) wish(list *[]linkMessage, msg linkMessage, what string) {
 	if m.state.get() == Stopping {
@@ -97,6 +107,12 @@ func (m *master) wish(list *[]linkMessage, msg linkMessage, what string) {
 
 // proceed begins the next thing that is wished for, if nothing is under way.
 func (m *master) proceed(ctx context.Context) {
+	if m.op == nil {
+		for _, msg := range m.wishes.count {
+			m.count(msg)
+		}
+		m.wishes.count = nil
+	}
 	switch {
 	case m.op != nil || m.state.get() != Serving:
 	case m.stop != nil:
