@@ -85,11 +85,12 @@ func newSlot(c *Config, s *Stream, index int, start time.Time) *slot {
 	rng := rand.New(rand.NewPCG(c.Seed, uint64(index)))
 	return &slot{
 		cfg: c, stream: s, index: index, rng: rng, start: start, half: c.RTT / 2,
-		phase: time.Duration(rng.Float64() * float64(s.period()) / 2),
+		phase: time.Duration(rng.Float64() * float64(s.period())),
 	}
 }
 
-// run performs the schedule: send k is intended within the first half of period k, shifted by a phase that is the slot's own.
+// run performs the schedule: send k is intended within period k, half a period around a phase that is the slot's own. All
+// slots together so send evenly.
 func (s *slot) run(ctx context.Context) {
 	defer s.retire()
 	period := s.stream.period()
@@ -97,7 +98,7 @@ func (s *slot) run(ctx context.Context) {
 	n := s.stream.sends(s.cfg.Duration)
 	for k := range n {
 		jitter := time.Duration(s.rng.Float64() * float64(period) / 2)
-		intended := s.start.Add(time.Duration(k)*period + s.phase + jitter)
+		intended := s.start.Add(time.Duration(k)*period + (s.phase+jitter)%period)
 		out := compose(s.stream, s.cfg.host(), s.rng, s.index, k, intended)
 		if s.stream.Kind == Silent {
 			out.shift(s.stream.Silence) // latency counts from when the first byte should go
@@ -121,7 +122,7 @@ func (s *slot) run(ctx context.Context) {
 
 // due is how many of the sends k to n-1 were intended before a time for sure: they wait for a connection that is not free.
 func (s *slot) due(now time.Time, k, n int) int {
-	passed := int(now.Sub(s.start)/s.stream.period()) - 1 // intended times differ by less than a period from k periods
+	passed := int(now.Sub(s.start)/s.stream.period()) - 1 // one that is due just now is not late
 	return max(0, min(passed, n)-k)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -121,7 +122,7 @@ func FuzzReadFrame(f *testing.F) {
 		br := bufio.NewReader(bytes.NewReader(text))
 		for {
 			op, payload, err := readFrame(br)
-			if err == io.EOF && br.Buffered() > 0 {
+			if errors.Is(err, io.EOF) && br.Buffered() > 0 {
 				t.Error("an end before the end")
 			}
 			if err != nil {

@@ -319,7 +319,7 @@ func (r *runner) latencies(rep *Report) {
 }
 
 func (r *runner) timeline(rep *Report, took time.Duration) {
-	width := max(minBucket, (took/maxBuckets/minBucket+1)*minBucket)
+	width := max(minBucket, (took/maxBuckets).Truncate(minBucket)+minBucket)
 	rep.Width = secs(width)
 	n := int(took/width) + 1
 	rep.Timeline = make([]Bucket, n)

@@ -38,12 +38,12 @@ func sampleReport() Report {
 	}
 	for i := range 120 {
 		b := Bucket{At: seconds(float64(i) / 10), Count: 20, P50: 0.001, P99: 0.004, Max: 0.006}
-		switch {
-		case i == 31:
+		switch i {
+		case 31:
 			b.Drops, b.Closed, b.P99, b.Max = 3, 6, 0.09, 0.31
-		case i == 32 || i == 33:
+		case 32, 33:
 			b.Count, b.P50, b.P99, b.Max = 0, 0, 0, 0
-		case i == 80:
+		case 80:
 			b.Drops, b.Closed = 1, 1
 		}
 		r.Timeline = append(r.Timeline, b)

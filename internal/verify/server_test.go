@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"gapless/internal/load"
 )
@@ -97,18 +96,6 @@ func (s *badServer) misbehave(w http.ResponseWriter) {
 // arm is an act that lets the server misbehave from then on.
 func (s *badServer) arm() Act {
 	return doing("upgrade", func() { s.armed.Store(true) })
-}
-
-// once waits for something that must happen, in real time.
-func once(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for give := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
-		if time.Now().After(give) {
-			t.Fatal("not in time:", what)
-		}
-	}
 }
 
 // progresses gathers what a plan tells.
