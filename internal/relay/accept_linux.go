@@ -10,8 +10,8 @@ import (
 // someWaiting is how many connections are taken at a time where the kernel does not tell how many wait.
 const someWaiting = 64
 
-// waiting is how many connections wait at a listening socket.
-func waiting(listener *os.File) int {
+// Waiting is how many connections wait at a listening socket of TCP, or some number where the kernel does not tell.
+func Waiting(listener *os.File) int {
 	n := someWaiting
 	if raw, err := listener.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {

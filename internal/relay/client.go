@@ -23,6 +23,12 @@ func (c *Client) Sweep(target Target, listeners ...*os.File) error {
 	return c.send(order{Kind: orderSweep, Target: target}, listeners)
 }
 
+// Serve has the relay accept at a listening socket of its own, until it drains, and carry what it accepts to target. The
+// file stays the caller's.
+func (c *Client) Serve(target Target, listener *os.File) error {
+	return c.send(order{Kind: orderServe, Target: target}, []*os.File{listener})
+}
+
 // Carry gives the relay accepted connections from which nobody has read. After success the caller closes its copies.
 func (c *Client) Carry(target Target, connections ...*os.File) error {
 	return c.send(order{Kind: orderCarry, Target: target}, connections)

@@ -7,6 +7,9 @@
 // sees the client's own address; else through a new connection to the same address, which the kernel steers to an
 // active lane, with bytes copied both ways. No byte of a client is read before its connection has somewhere to go.
 //
+// A relay can also serve a listening socket by itself: that of the preview address, whose connections it carries to the
+// public address over connections that are marked by their source, for the kernel to steer them elsewhere.
+//
 // A relay drains like a worker: told to, it takes nothing more and ends when its last connection has. The end of the
 // packet connection, which means that master and parent are gone, is such an order too.
 package relay
@@ -44,6 +47,7 @@ type orderKind string
 const (
 	orderSweep orderKind = "sweep" // files: listening sockets; accept what waits there
 	orderCarry orderKind = "carry" // files: accepted connections that nobody has read from
+	orderServe orderKind = "serve" // files: listening sockets; accept until the drain
 	orderQueue orderKind = "queue" // files: the sending end of the serving generation's handoff queue, or none
 	orderDrain orderKind = "drain"
 )
@@ -59,6 +63,10 @@ type Target struct {
 	Listener string `json:"listener"` // the address's name, as in LISTEN_FDNAMES
 	Network  string `json:"network"`  // tcp or unix
 	Addr     string `json:"addr"`     // IP:PORT, a wildcard included, or a path
+	// Source is the IP address to dial from, Class the IPv6 traffic class to dial with, if they matter. A connection to
+	// such a target is never given into a handoff queue.
+	Source string `json:"source,omitempty"`
+	Class  int    `json:"class,omitempty"`
 }
 
 // Status is what the relay reports when it has changed, at most once a second, and before it ends.
@@ -83,8 +91,10 @@ type relay struct {
 	log    *zap.Logger
 	dialer net.Dialer
 
-	carriers sync.WaitGroup
-	changed  chan struct{} // has room for one; never closed
+	acceptors sync.WaitGroup
+	carriers  sync.WaitGroup
+	draining  chan struct{} // closed when nothing more is taken
+	changed   chan struct{} // has room for one; never closed
 
 	mu     sync.Mutex
 	queue  *handoff.Sender // nil while the serving generation takes no handoffs
@@ -94,7 +104,7 @@ type relay struct {
 // Run carries connections until it is told to drain, or the orders end, and all of them are done; it then returns nil.
 // When ctx ends first, it cuts what is left and returns ctx's error.
 func Run(ctx context.Context, cfg Config) error {
-	r := &relay{orders: cfg.Orders, log: cfg.Logger, changed: make(chan struct{}, 1), dialer: net.Dialer{Timeout: dialTimeout}}
+	r := &relay{orders: cfg.Orders, log: cfg.Logger, draining: make(chan struct{}), changed: make(chan struct{}, 1), dialer: net.Dialer{Timeout: dialTimeout}}
 	// A carried connection is a worker's to keep alive or not, as a direct one would be.
 	r.dialer.SetMultipathTCP(false)
 	if r.log == nil {
@@ -114,7 +124,9 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 
 	err := r.obey(ctx)
+	close(r.draining)
 
+	r.acceptors.Wait() // they start carriers
 	r.carriers.Wait()
 	stop()
 	end()
@@ -147,6 +159,10 @@ func (r *relay) obey(ctx context.Context) error {
 				r.sweep(ctx, o.Target, f)
 			}
 			packet.CloseAll(files)
+		case orderServe:
+			for _, f := range files {
+				r.serve(ctx, o.Target, f)
+			}
 		case orderCarry:
 			for _, f := range files {
 				r.carry(ctx, o.Target, f)
@@ -166,7 +182,7 @@ func (r *relay) obey(ctx context.Context) error {
 // sweep accepts what waits at a listening socket now, and no more: by the time that it gets to it the socket may have
 // become an active one again, where its own connections to the address would arrive without end.
 func (r *relay) sweep(ctx context.Context, target Target, listener *os.File) {
-	for range waiting(listener) {
+	for range Waiting(listener) {
 		f, err := accept(listener)
 		if err != nil {
 			// The master sees what still waits there and orders again.
@@ -191,19 +207,24 @@ func (r *relay) carry(ctx context.Context, target Target, f *os.File) {
 			r.log.Warn("cannot carry a connection", zap.String("listener", target.Listener), zap.Error(err))
 			return
 		}
-		if r.hand(client, target.Listener) {
+		if target.Source == "" && r.hand(client, target.Listener) {
 			r.count(func(s *Status) { s.Handed++ })
 			return
 		}
-		server, err := r.dial(ctx, target)
-		if err != nil {
-			reset(client)
-			r.count(func(s *Status) { s.Failed++ })
-			r.log.Warn("nobody takes a carried connection: it is reset", zap.String("listener", target.Listener), zap.Error(err))
-			return
-		}
-		join(ctx, client, server)
+		r.carryTo(ctx, target, client)
 	})
+}
+
+// carryTo carries a connection over one of the relay's own. It returns when it has ended.
+func (r *relay) carryTo(ctx context.Context, target Target, client stream) {
+	server, err := r.dial(ctx, target)
+	if err != nil {
+		reset(client)
+		r.count(func(s *Status) { s.Failed++ })
+		r.log.Warn("nobody takes a carried connection: it is reset", zap.String("listener", target.Listener), zap.Error(err))
+		return
+	}
+	join(ctx, client, server)
 }
 
 // hand gives a connection into the handoff queue. If that cannot be, it is still the caller's.
@@ -227,20 +248,26 @@ func (r *relay) hand(client stream, listener string) bool {
 
 func (r *relay) dial(ctx context.Context, target Target) (stream, error) {
 	addr := target.Addr
+	if target.Source != "" {
+		d := r.dialer
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(target.Source)}
+		d.Control = func(_, _ string, c syscall.RawConn) error { return markSocket(c, target.Class) }
+		return dialOne(ctx, &d, target.Network, addr)
+	}
 	if ap, err := netip.ParseAddrPort(addr); target.Network == "tcp" && err == nil && ap.Addr().IsUnspecified() {
 		// A dual-stack socket takes IPv4 as well; one that is bound to IPv6 only is tried second, below.
 		addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), ap.Port()).String()
 		if ap.Addr().Is6() {
-			if c, err := r.dialOne(ctx, target.Network, netip.AddrPortFrom(netip.IPv6Loopback(), ap.Port()).String()); err == nil {
+			if c, err := dialOne(ctx, &r.dialer, target.Network, netip.AddrPortFrom(netip.IPv6Loopback(), ap.Port()).String()); err == nil {
 				return c, nil
 			}
 		}
 	}
-	return r.dialOne(ctx, target.Network, addr)
+	return dialOne(ctx, &r.dialer, target.Network, addr)
 }
 
-func (r *relay) dialOne(ctx context.Context, network, addr string) (stream, error) {
-	c, err := r.dialer.DialContext(ctx, network, addr)
+func dialOne(ctx context.Context, d *net.Dialer, network, addr string) (stream, error) {
+	c, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
