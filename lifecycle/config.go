@@ -28,6 +28,9 @@ type Config struct {
 	StopSignal   syscall.Signal
 	Keep         time.Duration // the window after an upgrade, in which the old generation stays whole; 0: none
 
+	// Preview is where connections reach the staged generation; its Name is that of the address which is previewed. No Addr: nowhere.
+	Preview upgrade.Address
+
 	BeforeStart        []string
 	BeforeStartTimeout time.Duration
 

@@ -201,7 +201,7 @@ type keptFiles struct {
 
 // AddFile keeps a file for the next master, whichever way that one comes.
 func (f keptFiles) AddFile(name string, file *os.File) error {
-	if strings.HasPrefix(name, lanePrefix) || name == ticketsFile {
+	if strings.HasPrefix(name, lanePrefix) || strings.HasPrefix(name, previewPrefix) || name == ticketsFile {
 		if err := f.keeper.store(name, file); err != nil {
 			return err
 		}

@@ -65,7 +65,7 @@ func (l *limits) onProbation(limit time.Duration) bool {
 // probation notes the death of a worker that had been ready: within the first time of its release it is the release that
 // looks bad.
 func (m *master) probation(e workerpool.Event) {
-	if e.State != workerpool.Exited || e.From != workerpool.Ready || e.Generation != m.generation || m.state.get() == Stopping ||
+	if e.Role != "" || e.State != workerpool.Exited || e.From != workerpool.Ready || e.Generation != m.generation || m.state.get() == Stopping ||
 		m.cfg.Probation <= 0 || !m.limits.onProbation(m.cfg.Probation) {
 		return
 	}

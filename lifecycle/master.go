@@ -55,6 +55,7 @@ type master struct {
 	watch   laneWatch
 	tickets *tickets
 	strays  *strays
+	preview preview
 	limits  limits
 	hint    sync.Once
 	untold  untold // what there is to say about adapters

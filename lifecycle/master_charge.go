@@ -234,7 +234,8 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 		return nil, err
 	}
 	answer, _ := m.op.waiting()
-	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: answer, Began: m.op.began, Facts: append([]facts{*m.facts.Load()}, m.older...)})
+	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: answer, Began: m.op.began,
+		Facts: append([]facts{*m.facts.Load()}, m.older...), Preview: m.preview.name})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

@@ -39,10 +39,16 @@ func (m *master) start(ctx context.Context) error {
 				return fmt.Errorf("--keep: a new generation %w; leave --keep out", err)
 			}
 		}
+		if err := errors.Join(m.previewable(), m.openPreview()); err != nil {
+			return err
+		}
 		if err := m.introduce(); err != nil {
 			return err
 		}
 	} else {
+		if err := m.openPreview(); err != nil {
+			return err
+		}
 		for _, a := range m.cfg.Addresses {
 			names = append(names, a.Name)
 		}
@@ -219,6 +225,8 @@ type legacy struct {
 	Answer []uint64  `json:"answer,omitempty"` // the commands that wait for the upgrade's outcome
 	Began  time.Time `json:"began"`            // the upgrade
 	Facts  []facts   `json:"facts"`            // of the generations that still have workers
+	// Preview names the file of the preview's socket; "": there is none.
+	Preview string `json:"preview,omitempty"`
 }
 
 // facts are what status tells of a generation beside its workers.
@@ -312,6 +320,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	}
 	m.pool.Adopt(in.workers)
 	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
+	m.dropPreview(in.legacy.Preview)
 	m.wanted = m.started
 	m.account.operation = &operationRecord{Kind: control.KindUpgrade, Target: m.generation, Began: in.legacy.Began, Answer: in.legacy.Answer, Done: true}
 	m.syncAccount()

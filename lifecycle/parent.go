@@ -47,7 +47,8 @@ type ParentConfig struct {
 type process struct {
 	*pidfd.Process
 	generation int
-	announced  bool // it has said MAINPID: it takes charge when the one before has been reaped
+	announced  bool     // it has said MAINPID: it takes charge when the one before has been reaped
+	removals   []string // from the store, which it asked for then
 	overdue    *time.Timer
 	heir       bool         // it was started in place of a dead one
 	exe        *os.File     // its binary, from when it takes charge

@@ -223,6 +223,10 @@ func (p *parent) promote(m *process) {
 		p.store.inherit(p.orphaned.PID(), m.PID())
 		p.orphaned.release()
 	}
+	for _, name := range m.removals {
+		p.store.remove(name, m.PID(), true)
+	}
+	m.removals = nil
 	p.current, p.orphaned, p.status, p.restartC = m, nil, 0, nil
 	p.charge(m)
 	clear(p.again) // what nobody has acted on comes after all that was asked for

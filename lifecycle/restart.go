@@ -164,7 +164,12 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 	switch {
 	case fields["FDSTOREREMOVE"] == "1":
 		// An heir finds out what has gone meanwhile before it says that it is in charge.
-		p.store.remove(name, from.PID(), from == p.current || from == p.orphaned || from.heir && p.orphaned != nil)
+		inCharge := from == p.current || from == p.orphaned || from.heir && p.orphaned != nil
+		if !inCharge && from.announced {
+			// Its predecessor has left, and was not reaped yet: what was that one's is this one's in a moment.
+			from.removals = append(from.removals, name)
+		}
+		p.store.remove(name, from.PID(), inCharge)
 	case fields["FDSTORE"] == "1":
 		if err := p.store.put(name, from.PID(), fds, from == p.current || from == p.orphaned); err != nil {
 			p.log.Error("Not stored", fPID(from.PID()), zap.Error(err))

@@ -176,6 +176,9 @@ func (m *master) resume(charge chan struct{}) error {
 	if err := m.resumeQueues(); err != nil {
 		return err
 	}
+	if err := m.openPreview(); err != nil {
+		m.log.Error("Nothing can be previewed", zap.Error(err)) // no reason to leave a server without a master
+	}
 	l.generation, l.revision, l.handoff, l.tickets, l.crowded = m.generation, m.revision, m.queues.own.recv, m.tickets.f, m.crowded
 	l.inject = newInjection(h.Recipe.Adapter, l.release, l.ids, m.log)
 	if err := m.pin(l); err != nil {

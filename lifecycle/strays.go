@@ -138,7 +138,7 @@ func (s *strays) withRelay(order func(*relay.Client) error) error {
 		s.client.Close()
 		s.client = nil
 	}
-	client, err := s.start()
+	client, err := s.m.startRelay(relayVerb)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,8 @@ func (s *strays) withRelay(order func(*relay.Client) error) error {
 	return order(client)
 }
 
-func (s *strays) start() (*relay.Client, error) {
+// startRelay starts a relay that status calls by role.
+func (m *master) startRelay(role string) (*relay.Client, error) {
 	mine, theirs, err := packet.Pair()
 	if err != nil {
 		return nil, err
@@ -156,8 +157,8 @@ func (s *strays) start() (*relay.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	rel := s.m.pinned.Load().release
-	err = s.m.pool.StartHelper("relay", workerpool.Launch{
+	rel := m.pinned.Load().release
+	err = m.pool.StartHelper(role, workerpool.Launch{
 		Path: "/proc/self/exe", Args: []string{"gapless", relayVerb}, Dir: rel.dir,
 		Env:   workerEnviron(os.Environ(), rel.dirName),
 		Extra: []workerpool.Extra{{Variable: relayVariable, File: theirs}},

@@ -19,6 +19,9 @@ import (
 // observe logs a worker's change of state, once.
 func (m *master) observe(e workerpool.Event) {
 	fields := []zap.Field{fPID(e.PID), zap.Int("worker", e.Slot), fGeneration(e.Generation)}
+	if e.Role != "" { // a relay, which has no slot
+		fields = []zap.Field{fPID(e.PID), zap.String("role", e.Role), fGeneration(e.Generation)}
+	}
 	slot, from := e.Slot, e.From.String()
 	if e.State == workerpool.Starting {
 		from = ""

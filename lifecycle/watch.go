@@ -48,6 +48,9 @@ func (w *laneWatch) stop() {
 
 // watchLanes is the body of the watch.
 func (m *master) watchLanes(ctx context.Context) {
+	var preview sync.WaitGroup
+	preview.Go(func() { m.watchPreview(ctx) })
+	defer preview.Wait()
 	err := m.inv.Watch(ctx, upgrade.WatchOptions{
 		Stalled: func(lane *upgrade.Lane, out bool) {
 			if out {

@@ -188,15 +188,8 @@ func (inv *Inventory) switchGroup(g *group, change map[*Lane]int) error {
 			}
 		}
 	}
-	before := g.preview
-	for l, weight := range change {
-		if weight == 0 {
-			g.endPreview(l)
-		}
-	}
 	if len(weights) > 0 {
 		if err := inv.apply(g, weights); err != nil {
-			g.preview = before
 			return err
 		}
 	}

@@ -94,20 +94,10 @@ func (g *group) rules() []rule {
 // marked tells whether a rule names a lane. The lock is held.
 func (g *group) marked(l *Lane) bool { return l == g.knock || slices.Contains(g.preview, l) }
 
-// endPreview takes a lane out of the preview, without a word to the kernel. The lock is held.
-func (g *group) endPreview(l *Lane) (changed bool) {
-	i := slices.Index(g.preview, l)
-	if i < 0 {
-		return false
-	}
-	g.preview = slices.Delete(slices.Clone(g.preview), i, i+1)
-	return true
-}
-
 // SetPreview gives the preview connections of an address to some of its lanes, whatever their states, or to the active
 // lanes like all others if there are none. Of many lanes only the 16 with the lowest indexes get them.
 //
-// A lane leaves the preview when it is withdrawn or released. A preview lane is not handed out by Take.
+// A lane stays previewed when it is withdrawn, and leaves the preview when it is released. Take hands none of them out.
 func (inv *Inventory) SetPreview(address string, lanes ...string) error {
 	inv.mu.Lock()
 	defer inv.mu.Unlock()
@@ -195,9 +185,11 @@ func (inv *Inventory) Preview(address string) []string {
 
 // released follows a lane's becoming free: nobody would answer a preview there. The lock is held.
 func (inv *Inventory) released(l *Lane) {
-	if !l.group.endPreview(l) {
+	i := slices.Index(l.group.preview, l)
+	if i < 0 {
 		return
 	}
+	l.group.preview = slices.Delete(slices.Clone(l.group.preview), i, i+1)
 	if err := inv.reapply(l.group); err != nil {
 		inv.log.Warn("program not replaced", zap.String("listener", l.group.address.Name), zap.Error(err))
 	}

@@ -81,7 +81,7 @@ func TestRules_ReachTheirLanes(t *testing.T) {
 	}
 }
 
-// TestSetPreview_FollowsItsLanes: a lane that is withdrawn or released answers no preview any more.
+// TestSetPreview_FollowsItsLanes: a lane that is released answers no preview any more.
 func TestSetPreview_FollowsItsLanes(t *testing.T) {
 	inv := claim(t, "127.0.0.1:0", ModeSteered)
 	for _, l := range take(t, inv, 4) {
@@ -122,6 +122,10 @@ func TestSetPreview_FollowsItsLanes(t *testing.T) {
 	}
 	expect("web#1", "web#2", "web#3")
 	if err := inv.Switch(nil, []string{"web#2"}); err != nil {
+		t.Fatal(err)
+	}
+	expect("web#1", "web#2", "web#3")
+	if err := inv.Release("web#2"); err != nil {
 		t.Fatal(err)
 	}
 	expect("web#1", "web#3")

@@ -50,6 +50,8 @@ type runCmd struct {
 	Keep         time.Duration `default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
 	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain."`
 
+	Preview string `placeholder:"[NAME=]ADDR" help:"An address whose connections reach the staged generation, and the one in charge while none is staged; NAME is the listener that is previewed, by default the first."`
+
 	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
 	BeforeStartTimeout time.Duration `default:"0s" help:"For the previous steps together; 0: no limit."`
 
@@ -182,6 +184,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if cfg.Addresses, err = c.addresses(); err != nil {
 		return cfg, err
 	}
+	if cfg.Preview, err = parsePreview(c.Preview, cfg.Addresses); err != nil {
+		return cfg, fmt.Errorf("--preview: %w", err)
+	}
 	if err := lifecycle.CheckPlaceholders(cfg.Command, cfg.Addresses); err != nil {
 		return cfg, err
 	}
@@ -265,6 +270,41 @@ func parseSize(text string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%q is no size; write, for example, 512MiB", text)
+}
+
+// parsePreview reads the address of the preview; "" is none. The name is that of the listener that is previewed.
+func parsePreview(text string, listeners []upgrade.Address) (upgrade.Address, error) {
+	if text == "" {
+		return upgrade.Address{}, nil
+	}
+	a, err := upgrade.ParseAddress(text)
+	if err != nil {
+		return a, err
+	}
+	if a.Network != upgrade.NetworkTCP {
+		return a, fmt.Errorf("%s is no TCP address; write, for example, 127.0.0.1:9000", a)
+	}
+	if a.Name == "" {
+		a.Name = listeners[0].Name
+	}
+	var names []string
+	known := false
+	for _, l := range listeners {
+		if l.String() == a.String() && !strings.HasSuffix(a.Addr, ":0") {
+			return a, fmt.Errorf("%s is a --listen as well; choose another port", a)
+		}
+		if l.Name == a.Name {
+			if l.Network == upgrade.NetworkUnix {
+				return a, fmt.Errorf("the listener %s is a unix socket, whose connections cannot be steered to one generation; leave --preview out, or name another listener: NAME=ADDR", l.Name)
+			}
+			known = true
+		}
+		names = append(names, l.Name)
+	}
+	if known {
+		return a, nil
+	}
+	return a, fmt.Errorf("no --listen is called %q; the names are %s", a.Name, strings.Join(names, ", "))
 }
 
 func (c *runCmd) addresses() ([]upgrade.Address, error) {

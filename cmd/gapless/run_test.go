@@ -100,6 +100,13 @@ func TestRun_Flags(t *testing.T) {
 		{"--listen unix:/run/a,b.sock", func(c *lifecycle.Config) { c.Addresses = addresses(t, "unix:/run/a,b.sock") }},
 		{"--accept shared", func(c *lifecycle.Config) { c.Accept = upgrade.ModeShared }},
 		{"--accept steered", func(*lifecycle.Config) {}},
+		{"--preview 127.0.0.1:9000", func(c *lifecycle.Config) {
+			c.Preview = upgrade.Address{Name: "web", Network: upgrade.NetworkTCP, Addr: "127.0.0.1:9000"}
+		}},
+		{"--listen unix:/run/app.sock --listen api=:81 --preview api=:9000", func(c *lifecycle.Config) {
+			c.Addresses = addresses(t, "unix:/run/app.sock", "api=:81")
+			c.Preview = upgrade.Address{Name: "api", Network: upgrade.NetworkTCP, Addr: "[::]:9000"}
+		}},
 		{"--ready notify", func(c *lifecycle.Config) { c.Readiness.Mode = workerpool.ReadyNotify }},
 		{"--ready delay=2s", func(c *lifecycle.Config) {
 			c.Readiness = workerpool.Readiness{Mode: workerpool.ReadyDelay, Delay: 2 * time.Second}
@@ -213,6 +220,11 @@ func TestRun_Refuses(t *testing.T) {
 		{[]string{"--listen", ":80", "--host", "::"}, []string{"--listen: cannot be combined"}},
 		{[]string{"--listen", "nonsense"}, []string{"--listen: ", "nonsense"}},
 		{[]string{"--listen", "a=:80", "--listen", "a=:81"}, []string{"--listen: ", "a"}},
+		{[]string{"--preview", "nonsense"}, []string{"--preview: ", "nonsense"}},
+		{[]string{"--preview", "unix:/run/p.sock"}, []string{"--preview: unix:/run/p.sock is no TCP address; write, for example, 127.0.0.1:9000"}},
+		{[]string{"--preview", "api=:9000"}, []string{`--preview: no --listen is called "api"; the names are web`}},
+		{[]string{"--port", "9000", "--preview", "127.0.0.1:9000"}, []string{"--preview: 127.0.0.1:9000 is a --listen as well; choose another port"}},
+		{[]string{"--listen", "unix:/run/app.sock", "--preview", ":9000"}, []string{"--preview: the listener web is a unix socket", "NAME=ADDR"}},
 		{[]string{"--accept", "both"}, []string{"--accept", `"both"`}},
 		{[]string{"--ready", "soon"}, []string{`--ready: "soon" is none of auto`}},
 		{[]string{"--ready", "log=("}, []string{`--ready: "(" is no regular expression`}},

@@ -26,6 +26,9 @@ import (
 // HeaderGeneration is on every answer, so that load tests see an upgrade.
 const HeaderGeneration = "X-Gapless-Generation"
 
+// previewPeer is the address that the connections of `gapless run --preview` come from.
+const previewPeer = "127.77.0.1"
+
 // headerRequestID is repeated, so that a client can tell its answers apart.
 const headerRequestID = "X-Request-Id"
 
@@ -109,13 +112,17 @@ type app struct {
 func (a *app) root(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Vary", "Accept")
 	w.Header().Set("Cache-Control", "no-store")
+	page := struct {
+		Info
+		Preview bool `json:"preview,omitempty"` // asked for at the preview address
+	}{a.info, strings.HasPrefix(r.RemoteAddr, previewPeer+":")}
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
-		a.answer(w, a.info)
+		a.answer(w, page)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:")
-	_ = a.page.Execute(w, a.info) // an error here is a client that went away
+	_ = a.page.Execute(w, page) // an error here is a client that went away
 }
 
 func (a *app) answer(w http.ResponseWriter, v any) {
