@@ -138,7 +138,7 @@ func userFlag(user bool) string {
 // systemctl runs systemctl. That it has ended by a signal of ours does not end what it has asked systemd for.
 func systemctl(user bool) unit.Runner {
 	return func(ctx context.Context, args ...string) (string, error) {
-		all := append([]string{"--no-ask-password", "--no-pager"}, args...)
+		all := append([]string{"--no-ask-password", "--no-pager", "--quiet"}, args...)
 		if user {
 			all = append([]string{"--user"}, all...)
 		}

@@ -8,10 +8,11 @@ import (
 
 // dropped are the capabilities that neither gapless nor a server behind it has a use for. What root keeps, gapless needs:
 // CAP_SETUID, CAP_SETGID and CAP_CHOWN for the workers' user, CAP_KILL and CAP_SYS_PTRACE to signal and look at them,
-// CAP_SYS_RESOURCE for their limits, CAP_NET_BIND_SERVICE for ports below 1024, and the file capabilities of root.
+// CAP_SYS_RESOURCE for their limits, CAP_NET_BIND_SERVICE for ports below 1024, CAP_NET_ADMIN to turn new clients away at
+// the beginning of a stop, and the file capabilities of root.
 var dropped = []string{
 	"CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_BLOCK_SUSPEND", "CAP_BPF", "CAP_CHECKPOINT_RESTORE", "CAP_LEASE", "CAP_LINUX_IMMUTABLE",
-	"CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_MODULE",
+	"CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_MODULE",
 	"CAP_SYS_PACCT", "CAP_SYS_RAWIO", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_SYSLOG", "CAP_WAKE_ALARM",
 }
 

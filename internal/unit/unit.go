@@ -263,7 +263,10 @@ func (s *Settings) writeLimits(w *writer) {
 	w.comment("A worker that ran out of memory is replaced by gapless; by default systemd would end them all.")
 	w.set("OOMPolicy", "continue")
 	w.comment("The listening sockets outlive a killed gapless here, with what is queued on them.")
-	w.set("FileDescriptorStoreMax", fmt.Sprint(max(storedAtLeast, 8*s.Workers*max(1, s.Listeners))))
+	stored := fmt.Sprint(max(storedAtLeast, 8*s.Workers*max(1, s.Listeners)))
+	w.set("FileDescriptorStoreMax", stored)
+	w.comment("How gapless learns of that; systemd says it by itself from version 254 on.")
+	w.set("Environment", "FDSTORE="+stored)
 	w.set("LimitNOFILE", fmt.Sprint(max(openFiles, s.NoFile)))
 }
 
