@@ -51,7 +51,7 @@ fuzz: ## Fuzz each parser for 20 s
 test-deps: ## Install the servers that the tests run as workers (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium
+		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
 
 bench-deps: ## Install the load generator that `make bench` prefers (Debian, as root)
