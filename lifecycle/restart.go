@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -142,6 +143,9 @@ func (p *parent) holdBinary(m *process) {
 		return
 	}
 	f, err := openPinned("/proc/" + strconv.Itoa(m.PID()) + "/exe")
+	if errors.Is(err, os.ErrNotExist) {
+		return // it is dead by now, as one with a wrong setting is at once, and says so itself
+	}
 	if err != nil {
 		p.log.Warn("The master's binary cannot be held; should it die, what is then on disk takes its place", fPID(m.PID()), zap.Error(err))
 		return
