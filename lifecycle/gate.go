@@ -39,6 +39,7 @@ type gate struct {
 	// admitted are the lanes at which a worker of this generation is ready and has not been told to drain.
 	admitted map[string]bool
 	beside   *share // the generation that is staged beside this one; nil: none is
+	left     bool   // the lanes are another gapless's
 }
 
 func newGate(generation int, inv *upgrade.Inventory, names []string, ceiling time.Duration, log *zap.Logger) *gate {
@@ -124,7 +125,7 @@ func socketOf(l *upgrade.Lane) workerpool.Socket {
 func (g *gate) Admit(w workerpool.Info) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if w.Generation != g.generation {
+	if w.Generation != g.generation || g.left {
 		return nil
 	}
 	for _, name := range w.Lanes {
@@ -205,6 +206,9 @@ func (g *gate) sweep() error {
 // vacate frees a lane. The last active one of its address stays in the program: connections that wait for the next
 // worker are better off than those that go nowhere.
 func (g *gate) vacate(lane string) error {
+	if g.left {
+		return nil
+	}
 	if l := g.inv.Lane(lane); l.State() == upgrade.LaneActive {
 		if err := g.inv.Switch(nil, []string{lane}); errors.Is(err, upgrade.ErrLastLane) {
 			return nil
@@ -223,7 +227,7 @@ func (g *gate) vacate(lane string) error {
 func (g *gate) Withdraw(w workerpool.Info) {
 	g.mu.Lock()
 	inv := g.inv
-	if inv == nil {
+	if inv == nil || g.left {
 		g.mu.Unlock()
 		return
 	}

@@ -7,6 +7,27 @@ import (
 	"gapless/workerpool"
 )
 
+// revive has the workers to come share the lane where clients of a gapless wait that was killed as a whole, where they do not
+// have lanes of their own. (Where they do, take gives them those first.)
+func (g *gate) revive() {
+	if g.inv == nil {
+		return // of a candidate
+	}
+	for _, l := range g.lanes() {
+		address := l.Address().Name
+		if _, known := g.shared[address]; !known && g.inv.Mode(address) != upgrade.ModeSteered && l.State() == upgrade.LaneActive {
+			g.shared[address] = socketOf(l)
+		}
+	}
+}
+
+// leave changes no program any more: the lanes are another gapless's business, which may serve already.
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left = true
+}
+
 // resume follows a master that died: all that are ready of this generation share the new connections, and nobody else.
 func (g *gate) resume(workers []workerpool.Info) error {
 	g.mu.Lock()

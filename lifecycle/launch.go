@@ -15,7 +15,8 @@ import (
 
 // managerVariables are those of the manager itself, and of the managers above it: none is a worker's business.
 var managerVariables = []string{
-	"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "MAINPID",
+	"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE",
+	"MAINPID",
 }
 
 // workerEnviron returns the environment that all workers of a generation share.

@@ -128,6 +128,19 @@ func (m *master) keepLimits(ctx context.Context) error {
 	}
 }
 
+// healthy tells whether a worker of this generation is ready.
+func (m *master) healthy() bool {
+	if !m.pooled.Load() {
+		return false
+	}
+	for _, s := range m.pool.Slots() {
+		if s.Ready {
+			return true
+		}
+	}
+	return false
+}
+
 // mine returns this generation's workers that are ready.
 func (m *master) mine() []workerpool.Info {
 	var own []workerpool.Info

@@ -58,6 +58,7 @@ const (
 	verbUpgrade verb = "upgrade"
 	verbReload  verb = "reload"
 	verbScale   verb = "scale"
+	verbHealth  verb = "health" // asked for the service manager's watchdog
 
 	verbShift    verb = "shift"
 	verbPromote  verb = "promote"

@@ -59,6 +59,7 @@ type master struct {
 	limits  limits
 	hint    sync.Once
 	untold  untold // what there is to say about adapters
+	herald  *herald
 
 	lines []*workerpool.Lines   // of --log-prefix
 	facts atomic.Pointer[facts] // of this generation, as it is now
@@ -77,6 +78,7 @@ type master struct {
 	opDone     <-chan error
 	wishes     wishes
 	stop       *linkMessage // the order to stop
+	bereft     bool         // the parent has gone
 	refusal    *time.Ticker // runs while stopping, until new clients are refused
 
 	stage     atomic.Pointer[stage] // beside this one's; nil: none
@@ -136,11 +138,12 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 
 func newMaster(cfg Config, left *heritage, reread func() (Config, error), on machinery, log *zap.Logger) *master {
 	m := &master{cfg: cfg, left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
-		events: log, log: log, began: time.Now()}
+		events: log, log: log, began: time.Now(), herald: newHerald()}
 	m.limits.since = m.began
 	m.own = newGenerationBox(0, GenerationActive) // looked at while this master is in charge
 	m.state.observe = func(from, to State) {
 		m.log.Debug("master", zap.Stringer("from", from), zap.Stringer("state", to))
+		m.herald.kick()
 	}
 	return m
 }
@@ -279,7 +282,13 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 	}
 	var stopped bool
 	for {
+		if m.pred == nil {
+			m.announce()
+		}
 		select {
+		case <-m.herald.changed:
+		case <-tickOf(m.herald.patience):
+			_ = m.herald.tell(extension())
 		case err := <-done:
 			if err == nil && m.pred != nil {
 				err = m.takeCharge(start, charge)
@@ -316,6 +325,7 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 				m.log.Warn("Signal ignored: the workers are not ready yet", zap.Stringer("signal", msg.Signal))
 			}
 		case <-m.link.gone:
+			m.bereft = true
 			cancel(errors.New("the parent has gone"))
 		}
 	}
@@ -338,13 +348,25 @@ func (m *master) giveUp(err error, stopped bool) error {
 	}
 	if m.pred == nil {
 		if m.inv != nil {
-			err = errors.Join(err, m.inv.Unlink())
+			err = errors.Join(err, m.unlink())
 		}
 		return err
 	}
 	m.pred.Fail(err.Error(), tailOf(err))
 	return ErrReported
 }
+
+// unlink removes the socket files, unless the service manager keeps the sockets for the next start.
+func (m *master) unlink() error {
+	if m.leaves() {
+		return nil
+	}
+	return m.inv.Unlink()
+}
+
+// leaves tells whether the lanes are to be left as they are, with all who wait at them: the parent was killed, and the
+// service manager keeps them for the next one.
+func (m *master) leaves() bool { return m.bereft && os.Getenv(keptVariable) != "" }
 
 func tailOf(err error) []string {
 	var start *workerpool.StartError

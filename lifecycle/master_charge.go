@@ -35,7 +35,11 @@ func (m *master) govern(ctx context.Context) error {
 		if m.state.get() == Stopping {
 			empty = m.pool.Empty()
 		}
+		m.announce()
 		select {
+		case <-m.herald.changed:
+		case <-tickOf(m.herald.patience):
+			_ = m.herald.tell(extension())
 		case msg := <-m.link.signals:
 			m.obey(ctx, msg)
 		case err := <-m.opDone:
@@ -54,7 +58,7 @@ func (m *master) govern(ctx context.Context) error {
 			}
 			m.ended(ctx, err)
 		case <-gone:
-			gone = nil
+			gone, m.bereft = nil, true
 			m.log.Warn("The parent has gone; everything drains")
 			m.obey(ctx, linkMessage{Signal: syscall.SIGTERM})
 		case <-tickOf(m.refusal):
@@ -62,7 +66,7 @@ func (m *master) govern(ctx context.Context) error {
 		case <-empty:
 			_ = m.state.to(Over)
 			m.pool.Wait()
-			if err := m.inv.Unlink(); err != nil {
+			if err := m.unlink(); err != nil {
 				return err
 			}
 			return errStopped
@@ -103,7 +107,7 @@ func (m *master) firstCharge() error {
 		return err
 	}
 	m.keep.follow(m.snapshot)
-	if err := tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\nSTATUS=" + m.statusLine()); err != nil {
+	if err := m.herald.say("READY=1\nMAINPID="+strconv.Itoa(os.Getpid()), m.detail(control.StateServing)); err != nil {
 		return err
 	}
 	m.log.Info("Application startup complete", zap.Strings("addresses", m.serving()), zap.Int("workers", m.cfg.Workers),
@@ -124,9 +128,15 @@ func (m *master) beginStop() {
 	}
 	m.keep.Sync()
 	m.log.Info("Shutting down", zap.Int("workers", len(m.pool.Workers())), zap.Bool("at_once", now))
-	_ = tellParent("STOPPING=1\nSTATUS=draining")
 	if now {
 		m.pool.Kill("gapless was ended at once")
+		return
+	}
+	if m.leaves() {
+		m.watch.stop()
+		m.gate.leave()
+		m.log.Info("The sockets are left to the service manager, for the next start")
+		m.pool.DrainAll(m.order("gapless stops", true))
 		return
 	}
 	m.gate.refuse()

@@ -59,6 +59,7 @@ func (m *master) start(ctx context.Context) error {
 		}
 	}
 	m.gate = newGate(m.generation, m.inv, names, m.cfg.Settle, m.log)
+	m.gate.revive()
 	if err := m.steps(ctx, m.cfg, l); err != nil {
 		return err
 	}
@@ -154,18 +155,27 @@ func (m *master) progress(p upgrade.Progress) {
 
 // claim opens the addresses of the first master.
 func (m *master) claim() (names []string, err error) {
-	m.inv = upgrade.NewInventory(m.files, m.inventoryOptions())
+	opts := m.inventoryOptions()
+	if opts.Activated, m.inv, err = m.takeBequest(opts); err != nil {
+		return nil, err
+	}
+	if m.inv == nil {
+		m.inv = upgrade.NewInventory(m.files, opts)
+	}
 	for _, a := range m.cfg.Addresses {
 		if err := m.inv.Claim(a, m.cfg.Accept); err != nil {
-			return nil, errors.Join(err, m.inv.Unlink())
+			return nil, errors.Join(err, m.unlink())
 		}
 		names = append(names, a.Name)
+	}
+	if left := m.inv.Leave(); len(left) > 0 {
+		m.log.Warn("Sockets that no --listen fd:NAME asks for are left alone", zap.Strings("names", left))
 	}
 	return names, nil
 }
 
 func (m *master) inventoryOptions() upgrade.InventoryOptions {
-	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Leftovers: leftovers, Activated: upgrade.Activated(), Changed: m.keep.Changed}
+	return upgrade.InventoryOptions{Logger: m.log, Owner: procfs.PortOwner, Leftovers: leftovers, Changed: m.keep.Changed}
 }
 
 // borrow asks the master in charge for lanes.
@@ -298,7 +308,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 		if err := m.keep.begin(m.firstLedger(inv, in)); err != nil {
 			return err
 		}
-		return tellParent("READY=1\nMAINPID=" + strconv.Itoa(os.Getpid()) + "\n" + generationField + "=" + strconv.Itoa(m.generation))
+		return m.herald.say("READY=1\nMAINPID="+strconv.Itoa(os.Getpid())+"\n"+generationField+"="+strconv.Itoa(m.generation), m.detail(control.StateServing))
 	})
 	if err != nil {
 		return err
@@ -328,7 +338,6 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	close(charge)
 	m.watch.start()
 	m.log.Info("Upgrade complete", fPID(os.Getpid()), zap.Duration("took", m.sinceBegan()), zap.Int("draining", len(old)))
-	_ = tellParent("STATUS=" + m.statusLine())
 	took := time.Since(in.legacy.Began).Seconds()
 	m.emit(control.Event{Kind: control.KindUpgrade, Generation: m.generation, State: "done", PID: os.Getpid(), TookSeconds: took})
 	for _, seq := range in.legacy.Answer {

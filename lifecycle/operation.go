@@ -141,8 +141,12 @@ func (m *master) proceed(ctx context.Context) {
 // command acts on a command. One that changes something is refused while something is under way.
 func (m *master) command(ctx context.Context, msg linkMessage) {
 	c := msg.Command
-	if c.Verb == verbStatus {
+	switch c.Verb {
+	case verbStatus:
 		m.sendStatus(msg.Seq)
+		return
+	case verbHealth:
+		m.link.send(linkMessage{Seq: msg.Seq, Ack: true, Result: &control.Result{OK: m.healthy(), Generation: m.generation}})
 		return
 	}
 	refuse := func(r control.Result) {
@@ -178,7 +182,7 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 		}
 		m.wanted = c.Workers
 		m.scale(ctx, []uint64{msg.Seq})
-	case verbStatus:
+	case verbStatus, verbHealth:
 	default:
 		refuse(control.Result{Reason: fmt.Sprintf("this master does not know the command %q", c.Verb)})
 	}
@@ -202,6 +206,10 @@ func (m *master) begin(ctx context.Context, kind string, answer []uint64, run fu
 	if s := m.stage.Load(); s != nil {
 		s.op = m.op
 	}
+	if reloads(kind) {
+		m.herald.failure = ""
+	}
+	m.announce()
 	m.note()
 	m.keep.Sync() // a generation's number is never used again, whoever comes next
 	done := make(chan error, 1)
@@ -245,6 +253,10 @@ func (m *master) ended(ctx context.Context, err error) {
 		}
 		m.emit(control.Event{Kind: op.kind, Generation: m.generation, State: state, Reason: result.Reason, TookSeconds: result.TookSeconds})
 	}
+	if reloads(op.kind) {
+		m.herald.failed(op.kind, result.Reason)
+	}
+	m.announce()
 	answer, undo := op.waiting()
 	for _, seq := range answer {
 		m.link.answer(seq, result)

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"gapless/internal/pidfd"
 	"gapless/internal/procfs"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 )
 
@@ -51,6 +53,7 @@ type process struct {
 	removals   []string // from the store, which it asked for then
 	overdue    *time.Timer
 	heir       bool         // it was started in place of a dead one
+	word       word         // what it has said of itself
 	exe        *os.File     // its binary, from when it takes charge
 	charged    time.Time    // when it took charge
 	status     pidfd.Status // of a fallen one
@@ -83,6 +86,7 @@ type parent struct {
 	cleaned chan struct{} // what a failed master has left is gone
 
 	// The rest belongs to the goroutine of govern.
+	up       *upstream
 	store    *store
 	deaths   int              // of masters in charge, in a row
 	killed   bool             // everything was
@@ -113,6 +117,19 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 		syscall.SIGQUIT, syscall.SIGTTIN, syscall.SIGTTOU)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a closed terminal or pipe is no reason to end
 	beSmall()
+	activated := takeActivated()
+	defer packet.CloseAll(activated)
+	p.up = newUpstream(os.Getenv, cfg.Version, log)
+	for _, f := range activated {
+		if fd, err := packet.Descriptor(f); err == nil {
+			p.up.vault.found(f.Name(), fd)
+		}
+	}
+	p.store.dropped = func(name string) {
+		if lane, ok := strings.CutPrefix(name, lanePrefix); ok {
+			p.up.vault.drop(lane)
+		}
+	}
 	pidFile, err := lockPIDFile(cfg.PIDFile)
 	if err != nil {
 		return 1, err
@@ -131,7 +148,7 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	if p.socket != nil {
 		defer p.socket.Close()
 	}
-	if err := p.startMaster(); err != nil {
+	if err := p.startMaster(activated); err != nil {
 		return 1, err
 	}
 	defer p.link.Close()
@@ -144,6 +161,11 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	g.Add("reaper", p.reap)
 	g.Add("notify", p.hearNotes)
 	g.Add("link", p.hearLink)
+	if span, err := daemon.SdWatchdogEnabled(false); err != nil {
+		log.Warn("The service manager's watchdog is not understood", zap.Error(err))
+	} else if span > 0 && p.up.address != "" {
+		g.Add("watchdog", watchdog{span: span, healthy: p.ctl.healthy, beat: p.up.beat}.run)
+	}
 	g.Add("parent", p.govern)
 	err = g.Run()
 	if p.fatal != nil && !p.inCharge {
@@ -162,8 +184,8 @@ func (p *parent) openControl() (err error) {
 	return err
 }
 
-// startMaster starts the first master.
-func (p *parent) startMaster() error {
+// startMaster starts the first master. It gets the sockets that came from above.
+func (p *parent) startMaster(activated []*os.File) error {
 	mine, theirs, err := packet.Pair()
 	if err != nil {
 		return err
@@ -172,10 +194,11 @@ func (p *parent) startMaster() error {
 	if p.link, err = packet.New(mine); err != nil {
 		return err
 	}
-	proc, err := p.spawn(p.cfg.Binary)
+	proc, err := p.spawnActivated(activated)
 	if err != nil {
 		return err
 	}
+	packet.CloseAll(activated)
 	p.current = p.adopt(proc, 1)
 	p.holdBinary(p.current)
 	return nil
@@ -293,6 +316,9 @@ func (p *parent) signal(sig syscall.Signal) {
 	case syscall.SIGQUIT:
 		p.stopping++
 	}
+	if p.stopping > 0 {
+		p.up.stop()
+	}
 	if p.stopping > 0 && p.restartC != nil {
 		p.restartC = time.After(0) // whoever wants it to end does not wait for a pause
 	}
@@ -346,11 +372,13 @@ func (p *parent) send(m linkMessage) {
 // masterEnviron is the environment of the masters. Without a manager's name of its own in it: a gapless under another
 // gapless must not take the outer one's link.
 func masterEnviron(environ []string, notifyAddress string, linkFD int) []string {
-	drop := map[string]bool{"NOTIFY_SOCKET": true, linkVariable: true, "WATCHDOG_USEC": true, "WATCHDOG_PID": true,
-		"TABLEFLIP_HAS_PARENT_7DIU3": true, roleVariable: true, parentVariable: true}
+	drop := map[string]bool{linkVariable: true, keptVariable: true, "TABLEFLIP_HAS_PARENT_7DIU3": true, roleVariable: true, parentVariable: true}
+	for _, name := range managerVariables {
+		drop[name] = true
+	}
 	var env []string
 	for _, kv := range environ {
-		name, _, _ := cut(kv)
+		name, _, _ := strings.Cut(kv, "=")
 		if !drop[name] {
 			env = append(env, kv)
 		}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -13,7 +12,6 @@ import (
 	"gapless/internal/pidfd"
 	"gapless/internal/procfs"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 )
 
@@ -35,8 +33,6 @@ const (
 // IsMaster tells whether this process was started as a master.
 func IsMaster() bool { return os.Getenv(roleVariable) == roleMaster }
 
-func cut(kv string) (name, value string, ok bool) { return strings.Cut(kv, "=") }
-
 // note acts on a message to the notify socket; true: there is no master any more.
 func (p *parent) note(m notify.Message) bool {
 	if m.PID == os.Getpid() && m.Fields[sentinelField] != "" {
@@ -45,6 +41,11 @@ func (p *parent) note(m notify.Message) bool {
 			return false
 		}
 		return p.decide()
+	}
+	if m.UID != os.Getuid() {
+		notify.CloseFDs(m.FDs)
+		p.log.Warn("notify message from another user ignored", fPID(m.PID), zap.Int("uid", m.UID))
+		return false
 	}
 	from := p.masters[m.PID]
 	if from == nil && p.orphaned != nil && p.orphaned.PID() == m.PID {
@@ -75,6 +76,7 @@ func (p *parent) note(m notify.Message) bool {
 		}
 		return false
 	}
+	from.word.hear(m.Fields)
 	p.stored(from, m.Fields, m.FDs)
 	if m.Fields["MAINPID"] == strconv.Itoa(m.PID) {
 		if from == p.current || from == p.orphaned {
@@ -87,23 +89,11 @@ func (p *parent) note(m notify.Message) bool {
 			p.watchOver(p.current, overdueMaster)
 		}
 	}
-	if m.Ready() || m.Fields["STOPPING"] == "1" || m.Fields["STATUS"] != "" {
-		p.tellManager(m.Fields)
+	if from == p.current { // what a candidate says counts when it is in charge
+		p.up.follow(from.word)
+		p.up.extend(m.Fields[extendField])
 	}
 	return false
-}
-
-// tellManager passes on what the manager above us, systemd, wants to know; without one it does nothing.
-func (p *parent) tellManager(fields map[string]string) {
-	var lines []string
-	for _, k := range []string{"READY", "STOPPING", "STATUS"} {
-		if v, ok := fields[k]; ok {
-			lines = append(lines, k+"="+v)
-		}
-	}
-	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
-		p.log.Warn("the service manager does not listen", zap.Error(err))
-	}
 }
 
 // watchOver has a master looked at again after d.
@@ -197,6 +187,7 @@ func (p *parent) charge(m *process) {
 	p.inCharge = true
 	if m.charged.IsZero() {
 		m.charged = time.Now()
+		p.up.vault.charge(p.store, m.PID())
 	}
 }
 
@@ -229,6 +220,7 @@ func (p *parent) promote(m *process) {
 	m.removals = nil
 	p.current, p.orphaned, p.status, p.restartC = m, nil, 0, nil
 	p.charge(m)
+	p.up.follow(m.word)
 	clear(p.again) // what nobody has acted on comes after all that was asked for
 	for _, msg := range p.unacked {
 		p.send(msg)
@@ -252,6 +244,7 @@ func (p *parent) end(ctx context.Context) error {
 		return nil
 	}
 	p.log.Error("The master has ended; gapless drains and ends", zap.Int("status", p.status))
+	p.up.fail("the master has ended; gapless drains and ends")
 	if p.status == 0 {
 		p.status = 1
 	}
@@ -266,6 +259,11 @@ func (p *parent) waitForOrphans(ctx context.Context, limit time.Duration) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.Now().Add(limit)
+	patience := time.NewTicker(extendEvery)
+	defer patience.Stop()
+	if limit > 0 {
+		p.up.tell(extension())
+	}
 	for rounds := 0; ; rounds++ {
 		left, err := procfs.Descendants(os.Getpid())
 		living := 0
@@ -282,6 +280,8 @@ func (p *parent) waitForOrphans(ctx context.Context, limit time.Duration) {
 		}
 		select {
 		case <-tick.C:
+		case <-patience.C:
+			p.up.tell(extension())
 		case <-p.signals:
 			deadline = time.Now()
 		case e := <-p.ends:

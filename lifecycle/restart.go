@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -58,6 +59,7 @@ func (p *parent) restart() bool {
 	pause := restartPause(p.deaths, rand.Float64())
 	p.log.Error("The master has died; another one takes its place", fPID(dead.PID()), fGeneration(dead.generation),
 		zap.Int("status", p.status), zap.Duration("pause", pause))
+	p.up.follow(word{status: "no master is in charge"})
 	p.restartC = time.After(pause)
 	return true
 }
@@ -93,7 +95,7 @@ func (p *parent) spawnWithStore(dead *process) (*pidfd.Process, error) {
 		return nil, err
 	}
 	if dead.exe == nil {
-		return p.spawn(p.cfg.Binary, []int{listFD}, fds)
+		return p.spawn(p.cfg.Binary, storeVariable, []int{listFD}, fds)
 	}
 	// The descriptors are put into their places before the binary is looked up, so its own number must be beyond all of
 	// those, and beyond where they are moved to on the way.
@@ -103,11 +105,39 @@ func (p *parent) spawnWithStore(dead *process) (*pidfd.Process, error) {
 		return nil, err
 	}
 	defer notify.CloseFDs([]int{exe})
-	return p.spawn("/proc/self/fd/"+strconv.Itoa(exe), []int{listFD}, fds)
+	return p.spawn("/proc/self/fd/"+strconv.Itoa(exe), storeVariable, []int{listFD}, fds)
 }
 
-// spawn starts a master. Behind the link it inherits what is given.
-func (p *parent) spawn(path string, more ...[]int) (*pidfd.Process, error) {
+// spawnActivated starts the first master, with the sockets that came from the service manager, named by a manifest as the
+// store's are.
+func (p *parent) spawnActivated(files []*os.File) (*pidfd.Process, error) {
+	if len(files) == 0 {
+		return p.spawn(p.cfg.Binary, "")
+	}
+	var m manifest
+	var fds []int
+	for _, f := range files {
+		fd, err := packet.Descriptor(f)
+		if err != nil {
+			return nil, fmt.Errorf("socket %s from the service manager: %w", f.Name(), err)
+		}
+		m.Entries = append(m.Entries, manifestEntry{f.Name(), 1})
+		fds = append(fds, fd)
+	}
+	list, err := m.pack()
+	if err != nil {
+		return nil, err
+	}
+	defer list.Close()
+	listFD, err := packet.Descriptor(list)
+	if err != nil {
+		return nil, err
+	}
+	return p.spawn(p.cfg.Binary, activatedVariable, []int{listFD}, fds)
+}
+
+// spawn starts a master. Behind the link it inherits what is given, and variable tells it so.
+func (p *parent) spawn(path, variable string, more ...[]int) (*pidfd.Process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -125,8 +155,11 @@ func (p *parent) spawn(path string, more ...[]int) (*pidfd.Process, error) {
 		}
 	}
 	env := masterEnviron(os.Environ(), p.sock.Address(), masterLinkFD)
-	if len(more) > 0 {
-		env = append(env, storeVariable+"="+strconv.Itoa(masterStoreFD))
+	if variable != "" {
+		env = append(env, variable+"="+strconv.Itoa(masterStoreFD))
+	}
+	if p.up.vault.capacity > 0 {
+		env = append(env, keptVariable+"=1")
 	}
 	proc, err := pidfd.Start(path, append([]string{p.cfg.Binary}, p.cfg.Args...), &syscall.ProcAttr{
 		Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
@@ -177,6 +210,8 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 	case fields["FDSTORE"] == "1":
 		if err := p.store.put(name, from.PID(), fds, from == p.current || from == p.orphaned); err != nil {
 			p.log.Error("Not stored", fPID(from.PID()), zap.Error(err))
+		} else if lane, ok := strings.CutPrefix(name, lanePrefix); ok {
+			p.up.vault.put(lane, p.store.entries[keyOf(name, 0)].fds)
 		}
 		return
 	}

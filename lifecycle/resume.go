@@ -54,7 +54,7 @@ type heritage struct {
 
 // openHeritage returns nil in a master that follows nobody, or a living one.
 func openHeritage() (*heritage, error) {
-	store, err := openEstate()
+	store, err := openEstate(storeVariable)
 	if store == nil || err != nil {
 		return nil, err
 	}
@@ -225,7 +225,10 @@ func (m *master) resume(charge chan struct{}) error {
 		m.log.Error("This master would not be survived", zap.Error(err))
 	}
 	m.keep.follow(m.snapshot)
-	err = tellParent("MAINPID=" + strconv.Itoa(os.Getpid()) + "\n" + generationField + "=" + strconv.Itoa(m.generation) + "\nSTATUS=" + m.statusLine())
+	if op := h.Operation; op != nil && !op.Done && reloads(op.Kind) {
+		m.herald.failure = oneLine(killedMeanwhile(op, m.generation), maxFailure)
+	}
+	err = m.herald.say("READY=1\nMAINPID="+strconv.Itoa(os.Getpid())+"\n"+generationField+"="+strconv.Itoa(m.generation), m.detail(m.controlState()))
 	if err != nil {
 		m.log.Error("The parent does not hear this master", zap.Error(err))
 	}
@@ -268,6 +271,13 @@ func (m *master) resumeQueues() error {
 	return nil
 }
 
+// masterKilled is why an operation ended whose master was killed.
+const masterKilled = "the master was killed meanwhile"
+
+func killedMeanwhile(op *operationRecord, generation int) string {
+	return fmt.Sprintf("%s aborted: %s; generation %d serves on", op.Kind, masterKilled, generation)
+}
+
 // concludes answers those who wait for what the dead master had under way.
 func (m *master) concludes(op *operationRecord) {
 	if op == nil {
@@ -276,8 +286,8 @@ func (m *master) concludes(op *operationRecord) {
 	r := control.Result{OK: op.Done, Generation: m.generation, Revision: m.revision, TookSeconds: m.began.Sub(op.Began).Seconds()}
 	e := control.Event{Kind: op.Kind, Generation: cmp.Or(op.Target, m.generation), State: "done", TookSeconds: r.TookSeconds}
 	if !op.Done {
-		e.State, e.Reason = "aborted", "the master was killed meanwhile"
-		r.Reason = fmt.Sprintf("%s aborted: %s; generation %d serves on", op.Kind, e.Reason, m.generation)
+		e.State, e.Reason = "aborted", masterKilled
+		r.Reason = killedMeanwhile(op, m.generation)
 		if op.Kind == control.KindUpgrade {
 			m.log.Error("Upgrade aborted; this generation serves on", zap.Int("to_generation", op.Target), zap.String("reason", e.Reason))
 		} else {

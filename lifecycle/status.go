@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
 	"gapless/internal/cgroup"
 	"gapless/internal/control"
@@ -207,8 +209,8 @@ func (m *master) generationStatus(f facts, ws []control.Worker) control.Generati
 	return g
 }
 
-// judge says what is wrong, and all in one line.
-func (m *master) judge(s *control.Status, slots []workerpool.SlotInfo) {
+// verdict says what is wrong, and all in one line.
+func (m *master) verdict(state string, slots []workerpool.SlotInfo, staged *control.Staged) (_, degraded, detail string) {
 	ready := 0
 	for i, slot := range slots {
 		if slot.Ready {
@@ -216,23 +218,66 @@ func (m *master) judge(s *control.Status, slots []workerpool.SlotInfo) {
 		}
 		// The first restart comes at once; what needs more of them has a fault.
 		if slot.Failures > 1 && !slot.Ready {
-			s.DegradedReason = fmt.Sprintf("worker %d has failed %d times in a row, the last time: %s", i, slot.Failures, slot.LastDeath)
+			degraded = fmt.Sprintf("worker %d has failed %d times in a row, the last time: %s", i, slot.Failures, slot.LastDeath)
 		}
 	}
-	if s.DegradedReason == "" {
-		s.DegradedReason = m.limits.badRelease()
+	if degraded == "" {
+		degraded = m.limits.badRelease()
 	}
-	if s.DegradedReason != "" && s.State == control.StateServing {
-		s.State = control.StateDegraded
+	if degraded != "" && state == control.StateServing {
+		state = control.StateDegraded
 	}
-	s.Detail = fmt.Sprintf("generation %d %s with %d of %d workers", m.generation, s.State, ready, len(slots))
-	if st := s.Staged; st != nil {
-		s.Detail = fmt.Sprintf("generation %d serves with %d of %d workers, generation %d is %s with %d %% of new connections", m.generation, ready, len(slots),
-			st.Generation, map[string]string{control.GenerationStaged: "staged", control.GenerationWindow: "in its window"}[st.State], st.Percent)
+	detail = fmt.Sprintf("generation %d %s with %d of %d workers", m.generation, state, ready, len(slots))
+	if staged != nil {
+		detail = fmt.Sprintf("generation %d serves with %d of %d workers, generation %d is %s with %d %% of new connections", m.generation, ready, len(slots),
+			staged.Generation, map[string]string{control.GenerationStaged: "staged", control.GenerationWindow: "in its window"}[staged.State], staged.Percent)
 	}
-	if s.DegradedReason != "" {
-		s.Detail += ": " + s.DegradedReason
+	if degraded != "" {
+		detail += ": " + degraded
 	}
+	if m.herald.failure != "" {
+		detail += "; " + m.herald.failure
+	}
+	return state, degraded, oneLine(detail, maxDetail)
+}
+
+// maxDetail bounds the line in bytes: systemd takes datagrams of 4 KiB.
+const maxDetail = 1000
+
+// oneLine makes one line of valid UTF-8 of a text, of at most limit bytes.
+func oneLine(text string, limit int) string {
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, "\ufffd"))
+	if len(text) > limit {
+		const more = "..."
+		text = strings.ToValidUTF8(text[:limit-len(more)], "") + more
+	}
+	return text
+}
+
+// detail is the line alone.
+func (m *master) detail(state string) string {
+	if !m.pooled.Load() {
+		return state
+	}
+	var beside *control.Staged
+	if s := m.stage.Load(); s != nil && len(s.pids()) > 0 {
+		beside = s.status()
+	}
+	_, _, detail := m.verdict(state, m.pool.Slots(), beside)
+	return detail
+}
+
+// judge says what is wrong, and all in one line.
+func (m *master) judge(s *control.Status, slots []workerpool.SlotInfo) {
+	s.State, s.DegradedReason, s.Detail = m.verdict(s.State, slots, s.Staged)
 	s.MemoryLimit = cgroup.Reader{}.MemoryLimit()
 	if warning := tooBig(s.MemoryBytes, s.MemoryLimit); warning != "" {
 		s.Warnings = append(s.Warnings, warning)

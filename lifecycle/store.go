@@ -21,6 +21,10 @@ const (
 	privatePrefix = "own/"
 )
 
+// storeVariable tells a master that is started in place of a dead one where the manifest of the store is. The descriptors
+// follow it.
+const storeVariable = "GAPLESS_STORE_FD"
+
 // maxStored bounds the entries: some for each worker and lane, of which a host has hundreds at most.
 const maxStored = 1 << 16
 
@@ -44,6 +48,7 @@ type storeEntry struct {
 // It belongs to the goroutine of the parent's govern.
 type store struct {
 	entries map[storeKey]*storeEntry
+	dropped func(name string) // told of each entry that goes; nil: nobody is
 }
 
 func newStore() *store { return &store{entries: make(map[storeKey]*storeEntry)} }
@@ -93,6 +98,9 @@ func (s *store) remove(name string, owner int, inCharge bool) {
 func (s *store) drop(key storeKey) {
 	notify.CloseFDs(s.entries[key].fds)
 	delete(s.entries, key)
+	if s.dropped != nil {
+		s.dropped(key.name)
+	}
 }
 
 // forget drops all that a master has stored that is gone and never took charge.

@@ -10,23 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// storeVariable tells a master that is started in place of a dead one where the manifest of the store is. The
-// descriptors follow it.
-const storeVariable = "GAPLESS_STORE_FD"
-
-// openEstate takes over the store, if this process was started with one; nil: it was not.
-func openEstate() (estate, error) {
-	text := os.Getenv(storeVariable)
+// openEstate takes over the descriptors that a variable tells of, if this process was started with some; nil: it was not.
+func openEstate(variable string) (estate, error) {
+	text := os.Getenv(variable)
 	if text == "" {
 		return nil, nil
 	}
-	// The masters that follow inherit the environment, and not the store.
-	if err := os.Unsetenv(storeVariable); err != nil {
+	// The masters that follow inherit the environment, and not the descriptors.
+	if err := os.Unsetenv(variable); err != nil {
 		return nil, err
 	}
 	first, err := strconv.Atoi(text)
 	if err != nil || first < 3 {
-		return nil, fmt.Errorf("%s is %q and no descriptor", storeVariable, text)
+		return nil, fmt.Errorf("%s is %q and no descriptor", variable, text)
 	}
 	unix.CloseOnExec(first)
 	f := os.NewFile(uintptr(first), "store")

@@ -60,6 +60,7 @@ func (m *master) observe(e workerpool.Event) {
 func (m *master) emit(e control.Event) {
 	e.Time = time.Now()
 	m.link.send(linkMessage{Event: &e})
+	m.herald.kick()
 }
 
 // hintShared says once when workers take one connection at a time and each has a queue of its own: a connection then
@@ -145,9 +146,4 @@ func urlOf(a upgrade.Address) string {
 	addr = strings.Replace(addr, "[::]:", "localhost:", 1)
 	addr = strings.Replace(addr, "0.0.0.0:", "localhost:", 1)
 	return "http://" + addr
-}
-
-// statusLine is the one line that systemctl status shows.
-func (m *master) statusLine() string {
-	return fmt.Sprintf("generation %d serves %s with %d workers", m.generation, strings.Join(m.serving(), ", "), m.cfg.Workers)
 }

@@ -21,12 +21,13 @@ import (
 
 // options say how a gapless is run. The zero value: two workers of the built-in app on a free port.
 type options struct {
-	flags   []string // after the harness's own: --log-format json, and --port unless there is a --listen among them
-	command []string // empty: the built-in app
-	env     []string // in addition to the test's
-	wrapper []string // what the binary is run by, such as setpriv
-	dir     string   // where it is run; "": a directory of its own
-	stdio   *os.File // instead of a file: a terminal
+	flags   []string   // after the harness's own: --log-format json, and --port unless there is a --listen among them
+	command []string   // empty: the built-in app
+	env     []string   // in addition to the test's
+	wrapper []string   // what the binary is run by, such as setpriv
+	dir     string     // where it is run; "": a directory of its own
+	stdio   *os.File   // instead of a file: a terminal
+	files   []*os.File // from descriptor 3 on
 }
 
 // raceOptions spare a race-built gapless a second's wait before each exit, which would be the upgrade's.
@@ -127,7 +128,7 @@ func (s *server) run(o options) {
 	}
 	// The control socket goes where no other run's is.
 	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "GAPLESS_RUNTIME_DIR="+runtimeDir), o.env...)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.Stdout, s.cmd.Stderr, s.cmd.ExtraFiles = log, log, o.files
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
 		s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

@@ -83,8 +83,8 @@ type InventoryOptions struct {
 	// Leftovers returns the processes that listen at an address and that nobody looks after any more: those of an earlier run
 	// that was killed. Default: there are none.
 	Leftovers func(network, addr string) []int
-	// Activated holds the sockets that addresses of NetworkFD may claim, by name; see Activated. Claim takes the first of
-	// a name and owns it from then on. Default: none.
+	// Activated holds the sockets that addresses of NetworkFD may claim, by name, in the order in which they were passed.
+	// Claim takes the first of a name and owns it from then on; Leave closes those that are left. Default: none.
 	Activated map[string][]*os.File
 }
 

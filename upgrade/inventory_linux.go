@@ -166,17 +166,6 @@ func (inv *Inventory) explain(addr Address, err error) error {
 	}
 }
 
-// left returns the PIDs of leftovers at an address.
-func (inv *Inventory) left(addr Address) (pids []string) {
-	if inv.leftovers == nil {
-		return nil
-	}
-	for _, pid := range inv.leftovers(addr.Network, addr.Addr) {
-		pids = append(pids, strconv.Itoa(pid))
-	}
-	return pids
-}
-
 // attachError says that the kernel took the socket but not the program.
 type attachError struct{ err error }
 

@@ -31,6 +31,9 @@ func boundAddress(addr Address, _ *os.File) Address    { return addr }
 func fileInode(string) uint64                          { return 0 }
 func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }
 func listenAgain(*os.File) error                       { return errNoListen }
+func countListeners(*os.File) (int, error)             { return 0, errNoListen }
+func listens(*os.File) bool                            { return false }
+func admitAgain(*os.File) error                        { return errNoListen }
 func waitProgram()                                     {}
 func read(*os.File) (reading, error)                   { return reading{}, errNoListen }
 

@@ -3,10 +3,32 @@ package upgrade
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
+
+// listens tells whether a socket of any kind is one that listens.
+func listens(file *os.File) (yes bool) {
+	err := withFd(file, func(fd int) error {
+		v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		yes = v != 0
+		return err
+	})
+	return err == nil && yes
+}
+
+// admitAgain undoes Refuse for one lane.
+func admitAgain(file *os.File) error {
+	return withFd(file, func(fd int) error {
+		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		if errors.Is(err, unix.ENOENT) { // there is none
+			return nil
+		}
+		return os.NewSyscallError("setsockopt", err)
+	})
+}
 
 // Refuse has the kernel drop attempts to connect at all addresses, silently, while handshakes under way still end and
 // what is queued can still be accepted: the first act of a full stop. A client that is dropped tries again after a

@@ -15,7 +15,7 @@ import (
 // statusText puts a status into words for people.
 func statusText(st control.Status, now time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "gapless %s, pid %d: %s\n", printable(st.Version), st.ParentPID, cmp.Or(printable(st.Detail), st.State))
+	fmt.Fprintln(&b, printable(st.Headline()))
 	if st.DegradedReason != "" {
 		fmt.Fprintf(&b, "degraded: %s\n", printable(st.DegradedReason))
 	}

@@ -1,8 +1,10 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -102,6 +104,11 @@ type Staged struct {
 	Steps      []int     `json:"steps,omitempty"` // the shares that it will get by itself
 	Until      time.Time `json:"until,omitzero"`  // when what is under way ends: a bake, or the window
 	Next       string    `json:"next"`            // what happens next, for people
+}
+
+// Headline is the status in one line for people: the first one of `gapless status`, and what systemd shows.
+func (s Status) Headline() string {
+	return fmt.Sprintf("gapless %s, pid %d: %s", s.Version, s.ParentPID, cmp.Or(s.Detail, s.State))
 }
 
 // Address is one place that gapless listens at.

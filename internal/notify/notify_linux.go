@@ -101,6 +101,13 @@ func Send(address, state string, files ...*os.File) error {
 		}
 		fds[i] = fd
 	}
+	err := SendFDs(address, state, fds...)
+	runtime.KeepAlive(files)
+	return err
+}
+
+// SendFDs is Send for one who holds bare descriptors. An address without @ is a path.
+func SendFDs(address, state string, fds ...int) error {
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
@@ -123,6 +130,5 @@ func Send(address, state string, files ...*os.File) error {
 	if err != nil {
 		return fmt.Errorf("notify %s: %w", address, err)
 	}
-	runtime.KeepAlive(files)
 	return nil
 }

@@ -27,3 +27,6 @@ func CloseFDs([]int) {}
 
 // Send fails: see errLinux.
 func Send(string, string, ...*os.File) error { return errLinux }
+
+// SendFDs fails: see errLinux.
+func SendFDs(string, string, ...int) error { return errLinux }

@@ -1,0 +1,47 @@
+package lifecycle
+
+import (
+	"context"
+	"time"
+)
+
+// watchdog tells the service manager above that all is well, as WatchdogSec= asks for it: twice in each span, and only while
+// the master in charge answers and a worker of its generation is ready. Without an answer nothing is said, and the manager
+// does what it was told to do about that.
+type watchdog struct {
+	span    time.Duration // WATCHDOG_USEC
+	healthy func(ctx context.Context) bool
+	beat    func()
+}
+
+// run beats until ctx ends.
+func (w watchdog) run(ctx context.Context) error {
+	tick := time.NewTicker(max(w.span/2, 1))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			// An answer that takes longer is none: the next question comes before the span is over.
+			ask, cancel := context.WithTimeout(ctx, max(w.span/4, 1))
+			if w.healthy(ask) {
+				w.beat()
+			}
+			cancel()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// healthy asks the master in charge.
+func (c *controller) healthy(ctx context.Context) bool {
+	cl, done := c.order(command{Verb: verbHealth})
+	defer done()
+	select {
+	case r := <-cl.result:
+		return r.OK
+	case <-c.p.over:
+	case <-ctx.Done():
+	}
+	return false
+}
