@@ -51,6 +51,9 @@ func (p *parent) note(m notify.Message) bool {
 	if from == nil && p.orphaned != nil && p.orphaned.PID() == m.PID {
 		from = p.orphaned // what it said before it died counts
 	}
+	if from == nil && p.fallen != nil && p.fallen.PID() == m.PID {
+		from = p.fallen
+	}
 	if g, ok := m.Fields[generationField]; ok && from == nil && descends(m.PID) {
 		generation, err := strconv.Atoi(g)
 		proc, openErr := pidfd.Open(m.PID)
@@ -135,6 +138,17 @@ func (p *parent) ended(e ended) bool {
 			p.fallen, m.status = m, e.status
 			return false
 		}
+		if p.current == nil && p.orphaned != nil && p.status == 0 {
+			// Its predecessor has ended in order. Whether that was because this one took charge is clear when all has been
+			// heard that it said.
+			p.dropFallen()
+			p.fallen, m.status = m, e.status
+			if err := p.tellSelf(sentinelCharge); err != nil {
+				p.log.Error("cannot tell who follows", zap.Error(err))
+				return p.decide()
+			}
+			return false
+		}
 		// It never took charge. The master in charge ends what it started, unless it died as well.
 		if p.orphaned != nil && m.exe != nil && p.orphaned.exe == nil {
 			p.orphaned.exe, m.exe = m.exe, nil // of one that was to take its place
@@ -168,6 +182,15 @@ func (p *parent) ended(e ended) bool {
 func (p *parent) decide() bool {
 	if p.cleaning > 0 {
 		return false // asked again when that is done
+	}
+	if f := p.fallen; f != nil && p.current == nil {
+		if !f.announced {
+			p.dropFallen() // which is asked for again when it is done
+			return false
+		}
+		p.fallen = nil
+		p.promote(f)
+		p.orphaned, p.current, p.status = f, nil, statusOf(f.status)
 	}
 	var undecided bool
 	for _, m := range p.masters {
