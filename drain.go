@@ -55,6 +55,7 @@ func (o order) idleUntil() time.Time {
 // from the queue.
 func (s *server) drain(o order, loops func()) {
 	s.p.received() // nothing comes through the queue any more
+	s.idle.finish()
 	unparked := make(chan struct{})
 	go func() {
 		s.parks.Wait()
@@ -125,6 +126,7 @@ func (s *server) pause(tick <-chan time.Time) {
 // parked), and how many are HTTP/2; hijacked ones are neither.
 func (s *server) kickAll() (h1, h2 int) {
 	mode := s.mode.Load()
+	h1 = s.idle.leave() // first, as connections go from there to the others
 	for i, c := range s.snapshot() {
 		switch c.kind() {
 		case kindHTTP1:

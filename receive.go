@@ -85,7 +85,9 @@ func (p *process) place(h *handoff.Conn) {
 	defer p.mu.Unlock()
 	for _, s := range p.servers {
 		if s.name == h.Listener && !s.tls {
-			_ = s.adopt(h)
+			if len(h.Pending) > 0 || !s.idle.keep(h) {
+				_ = s.adopt(h)
+			}
 			return
 		}
 	}

@@ -47,6 +47,7 @@ type server struct {
 	pages   sync.Pool     // of *page
 	changed chan struct{} // receives when a connection has ended; buffered
 
+	idle   idleSet       // connections from other processes that have not become active
 	parked chan net.Conn // connections from other processes that have become active
 	parks  sync.WaitGroup
 	unpark chan struct{} // closed when nothing is parked and nothing will be
@@ -66,6 +67,7 @@ func newServer(p *process, srv *http.Server, name string, secure bool) *server {
 		pages:  sync.Pool{New: func() any { return new(page) }},
 		parked: make(chan net.Conn), unpark: make(chan struct{}), dead: make(chan struct{}),
 	}
+	s.idle.s = s
 	if s.next == nil {
 		s.next = http.DefaultServeMux
 	}
@@ -184,9 +186,10 @@ func (s *server) requests() (n int) {
 }
 
 func (s *server) count() int {
+	idle := s.idle.len() // first, as connections go that way
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.conns)
+	return idle + len(s.conns)
 }
 
 func (s *server) snapshot() []*conn {
@@ -212,12 +215,8 @@ func (s *server) adopt(h *handoff.Conn) error {
 		return err
 	}
 	c.buf = h.Pending
-	idle := s.srv.IdleTimeout
-	if idle == 0 {
-		idle = s.srv.ReadTimeout
-	}
 	s.parks.Go(func() {
-		if !c.park(idle) {
+		if !c.park(s.idleTimeout()) {
 			_ = c.Close()
 			return
 		}
@@ -230,9 +229,24 @@ func (s *server) adopt(h *handoff.Conn) error {
 	return nil
 }
 
+// idleTimeout is as net/http's.
+func (s *server) idleTimeout() time.Duration {
+	if d := s.srv.IdleTimeout; d != 0 {
+		return d
+	}
+	return s.srv.ReadTimeout
+}
+
 // handOff gives c away. It is called by c between two requests.
 func (s *server) handOff(c *conn) bool {
-	err := s.out.Load().Send(c.rc, s.name, c.buf)
+	return s.given(s.out.Load().Send(c.rc, s.name, c.buf))
+}
+
+// pass gives away a connection that came from elsewhere and has stayed idle.
+func (s *server) pass(h *handoff.Conn) bool { return s.given(s.out.Load().Pass(h)) }
+
+// given takes note of how giving a connection away went.
+func (s *server) given(err error) bool {
 	switch {
 	case err == nil:
 		s.handed.Add(1)
@@ -335,6 +349,7 @@ func (s *server) run(ls []*inherited) error {
 					_ = c.Close()
 				}
 			}
+			s.idle.close()
 			s.parks.Wait()
 			close(s.unpark)
 			accepting.Wait()

@@ -53,6 +53,15 @@ var packets = sync.Pool{New: func() any { return new([]byte) }}
 // caller's. It never blocks: with ErrFull, or with ETOOMANYREFS, trying again
 // later may help.
 func (s *Sender) Send(rc syscall.RawConn, listener string, pending []byte) error {
+	return s.send(listener, pending, func(p []byte) error { return s.c.SendFrom(p, rc) })
+}
+
+// Pass is Send for a connection that was received and has not been made a net.Conn.
+func (s *Sender) Pass(c *Conn) error {
+	return s.send(c.Listener, c.Pending, func(p []byte) error { return s.c.Send(p, c.fd) })
+}
+
+func (s *Sender) send(listener string, pending []byte, send func(packet []byte) error) error {
 	buf, _ := packets.Get().(*[]byte)
 	defer packets.Put(buf)
 	p, err := Append((*buf)[:0], listener, pending)
@@ -60,7 +69,7 @@ func (s *Sender) Send(rc syscall.RawConn, listener string, pending []byte) error
 		return err
 	}
 	*buf = p
-	if err := s.c.SendFrom(p, rc); err != nil {
+	if err := send(p); err != nil {
 		return fmt.Errorf("hand off a connection: %w", err)
 	}
 	return nil
@@ -82,14 +91,18 @@ func (s *Sender) Close() error { return s.c.Close() }
 type Conn struct {
 	Listener string // the listener that it came from, as in LISTEN_FDNAMES
 	Pending  []byte // what the client has sent and nobody has served: to be read before the socket
-	file     *os.File
+	fd       int
 }
+
+// FD is the socket's descriptor, which stays c's. The runtime does not poll it.
+func (c *Conn) FD() int { return c.fd }
 
 // NetConn makes a connection for the runtime poller of the socket, not yet
 // with the pending bytes. Conn needs no Close after it, whether it fails or not.
 func (c *Conn) NetConn() (net.Conn, error) {
-	defer c.Close()
-	nc, err := net.FileConn(c.file)
+	f := os.NewFile(uintptr(c.fd), "handoff-conn")
+	defer f.Close()
+	nc, err := net.FileConn(f)
 	if err != nil {
 		return nil, fmt.Errorf("take over a connection: %w", err)
 	}
@@ -97,7 +110,10 @@ func (c *Conn) NetConn() (net.Conn, error) {
 }
 
 // Close closes the connection.
-func (c *Conn) Close() error { return c.file.Close() }
+func (c *Conn) Close() error {
+	seqpacket.CloseFD(c.fd)
+	return nil
+}
 
 // Receiver is the end of a queue that connections are taken from. Its methods
 // may be called concurrently, and several processes may receive from a queue.
@@ -174,7 +190,7 @@ func (r *Receiver) take(receive func([]byte) (int, int, error)) (*Conn, error) {
 		seqpacket.CloseFD(fd)
 		return nil, err
 	}
-	return &Conn{Listener: listener, Pending: bytes.Clone(pending), file: os.NewFile(uintptr(fd), "handoff-conn")}, nil
+	return &Conn{Listener: listener, Pending: bytes.Clone(pending), fd: fd}, nil
 }
 
 // SetReadDeadline bounds Receive; the zero time lifts the bound.
@@ -214,11 +230,7 @@ func Move(dst *Sender, src *Receiver) (moved int, err error) {
 		case err != nil:
 			return moved, errors.Join(bad, err)
 		}
-		rc, err := c.file.SyscallConn()
-		if err == nil {
-			err = dst.Send(rc, c.Listener, c.Pending)
-		}
-		if err != nil {
+		if err := dst.Pass(c); err != nil {
 			src.held = c
 			return moved, errors.Join(bad, err)
 		}
