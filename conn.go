@@ -46,9 +46,10 @@ type conn struct {
 
 	inFlight atomic.Int32 // requests that are with the program
 
-	// Of look; guarded by the process's mutex.
+	// Of look and oldest; guarded by the process's mutex.
 	seen   int64
 	looked bool
+	since  time.Time // when the oldest request that is with the program came; zero: there is none
 }
 
 // page is as long as what net/http reads at a time, so it holds what is left of

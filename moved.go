@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
 // What a draining worker tells its manager of the bytes that it moves, by
@@ -45,6 +46,29 @@ func (c *conn) total() int64 {
 		return n.n.Load()
 	}
 	return tcpBytes(c.rc)
+}
+
+// oldest is the age of the oldest request that is with the program; 0: there
+// is none. Nobody notes when requests begin, as that would cost each of them
+// something. Instead the kernel tells when a connection's client was last
+// heard, which is when a request that is waited for was complete; from the
+// first look on it is known how long the connection has not been without one.
+// The process's mutex is held.
+func (s *server) oldest(now time.Time) (age time.Duration) {
+	for _, c := range s.snapshot() {
+		switch {
+		case c.inFlight.Load() == 0:
+			c.since = time.Time{}
+			continue
+		case c.since.IsZero():
+			c.since = now
+			if _, ok := c.Conn.(*counted); !ok {
+				c.since = now.Add(-tcpQuiet(c.rc))
+			}
+		}
+		age = max(age, now.Sub(c.since), time.Millisecond)
+	}
+	return age
 }
 
 // look adds up what has moved since the last look. What connections have moved

@@ -2,6 +2,7 @@ package gapless
 
 import (
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,4 +17,14 @@ func tcpBytes(rc syscall.RawConn) int64 {
 		}
 	})
 	return n
+}
+
+// tcpQuiet is how long ago the client was last heard; 0 if that is not known.
+func tcpQuiet(rc syscall.RawConn) (d time.Duration) {
+	_ = rc.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			d = time.Duration(info.Last_data_recv) * time.Millisecond
+		}
+	})
+	return d
 }

@@ -137,3 +137,53 @@ func nextStatus(t *testing.T, master *channel.Conn) channel.Status {
 		}
 	}
 }
+
+// A worker tells how old its oldest request is, which may have begun before the drain.
+func TestWorker_ReportsTheAgeOfTheOldestRequest(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			p, master := reporting(t)
+			addr := "127.0.0.1:0"
+			if network == "unix" {
+				addr = filepath.Join(t.TempDir(), "s")
+			}
+			l, err := net.Listen(network, addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.listeners = append(p.listeners, &inherited{Listener: l, name: "web"})
+			begun, end := make(chan time.Time, 1), make(chan struct{})
+			handler := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { begun <- time.Now(); <-end })
+			done := make(chan error, 1)
+			go func() { done <- p.serve(&http.Server{Addr: "web", Handler: handler, ErrorLog: quietLog()}) }()
+			c, err := net.Dial(network, l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, get); err != nil {
+				t.Fatal(err)
+			}
+			at := <-begun
+			if network == "tcp" {
+				<-time.After(300 * time.Millisecond) // it grows old before anybody asks
+			}
+			p.orderDrain(order{from: time.Now(), deadline: time.Minute})
+			age := func() time.Duration { return time.Duration(nextStatus(t, master).OldestMS) * time.Millisecond }
+			first := age()
+			if network == "tcp" && first < 250*time.Millisecond {
+				t.Errorf("the first report tells of %v, %v after it began", first, time.Since(at))
+			}
+			second := age()
+			if second < first+500*time.Millisecond || second > time.Since(at)+100*time.Millisecond {
+				t.Errorf("reported were %v and, %v after it began, %v", first, time.Since(at), second)
+			}
+			close(end)
+			for age() > 0 {
+			}
+			_ = c.Close()
+			await(t, done)
+		})
+	}
+}

@@ -253,7 +253,9 @@ func (p *process) report(ctx context.Context) {
 // sendStatus is called with mu held. A master that does not listen misses it.
 func (p *process) sendStatus() {
 	var st channel.Status
+	now := time.Now()
 	for _, s := range p.servers {
+		st.OldestMS = max(st.OldestMS, s.oldest(now).Milliseconds())
 		st.InFlight += s.requests()
 		st.Connections += s.count()
 		st.Handed += int(s.handed.Load())

@@ -26,15 +26,18 @@ func (c *controller) drained(ctx context.Context, r control.Result, progress fun
 	began := time.Now()
 	tick := time.NewTicker(drainedEvery)
 	defer tick.Stop()
+	var told time.Time
 	for left := -1; ; {
 		s, err := c.Status(ctx)
 		if err != nil {
 			return r, err
 		}
 		workers, serves := 0, false
+		var oldest *float64
 		for _, g := range s.Generations {
 			if g.Generation < r.Generation {
 				workers += len(g.Workers)
+				oldest = oldestOf(append(g.Workers, control.Worker{Oldest: oldest}))
 			}
 			serves = serves || g.Generation == r.Generation && g.State != control.GenerationDraining
 		}
@@ -52,9 +55,11 @@ func (c *controller) drained(ctx context.Context, r control.Result, progress fun
 			r.TookSeconds += time.Since(began).Seconds()
 			return r, nil
 		}
-		if workers != left && progress != nil && s.Staged == nil {
-			left = workers
-			progress(control.Event{Time: time.Now(), Kind: control.KindUpgrade, Generation: r.Generation, State: "drain", Total: workers,
+		// The age of the oldest request is told again and again, less often the longer it lasts.
+		now := time.Now()
+		if again := oldest != nil && now.Sub(told) >= max(time.Second, now.Sub(began)/10); (again || workers != left) && progress != nil && s.Staged == nil {
+			left, told = workers, now
+			progress(control.Event{Time: now, Kind: control.KindUpgrade, Generation: r.Generation, State: "drain", Total: workers, Oldest: oldest,
 				Text: fmt.Sprintf("%d workers of older generations drain", workers)})
 		}
 		select {

@@ -159,9 +159,13 @@ func (m *master) workerStatus(w workerpool.Info, lanes map[string]upgrade.LaneRe
 		Since: w.Since, Started: w.Started, Reason: w.Reason, AgeSeconds: time.Since(w.Started).Seconds(),
 		MemoryPSS: mem.PSS, MemoryRSS: mem.RSS, Established: established, Adapter: w.Adapter, NoAdapter: w.NoAdapter,
 	}
-	if w.Told && w.Handoff {
+	if w.Told && (w.Handoff || w.Reports) {
 		inFlight, handed := w.InFlight, w.Handed
 		cw.InFlight, cw.Handed = &inFlight, &handed
+		if !w.Oldest.IsZero() {
+			oldest := time.Since(w.Oldest).Seconds()
+			cw.Oldest = &oldest
+		}
 	}
 	for _, name := range w.Lanes {
 		if r, ok := lanes[name]; ok {
@@ -206,7 +210,20 @@ func (m *master) generationStatus(f facts, ws []control.Worker) control.Generati
 		open += w.Established
 	}
 	g.WhyAlive = fmt.Sprintf("%d of its workers drain, with %d connections open", len(ws), open)
+	if oldest := oldestOf(ws); oldest != nil {
+		g.WhyAlive += fmt.Sprintf("; the oldest request is %v old", time.Duration(*oldest*float64(time.Second)).Round(time.Second))
+	}
 	return g
+}
+
+// oldestOf is the age in seconds of the oldest request that workers tell of, or nil.
+func oldestOf(ws []control.Worker) (oldest *float64) {
+	for _, w := range ws {
+		if w.Oldest != nil && (oldest == nil || *w.Oldest > *oldest) {
+			oldest = w.Oldest
+		}
+	}
+	return oldest
 }
 
 // verdict says what is wrong, and all in one line.

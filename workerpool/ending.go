@@ -62,7 +62,11 @@ func (w *worker) holding() string {
 	if !w.takesDrain {
 		return "it does not say what it still holds"
 	}
-	return fmt.Sprintf("%d requests in flight, %d connections open", i.InFlight, i.Connections)
+	oldest := ""
+	if !i.Oldest.IsZero() {
+		oldest = fmt.Sprintf(", the oldest for %v", time.Since(i.Oldest).Round(time.Millisecond))
+	}
+	return fmt.Sprintf("%d requests in flight%s, %d connections open", i.InFlight, oldest, i.Connections)
 }
 
 // exited follows the end of the process. order is the order to drain, if it had one.

@@ -45,6 +45,9 @@ type Info struct {
 	InFlight    int `json:"in_flight"` // what a draining worker last said
 	Connections int `json:"connections"`
 	Handed      int `json:"handed"`
+	// Oldest is when the oldest of those requests began; zero: there is none, or the worker cannot tell.
+	Oldest  time.Time `json:"oldest,omitzero"`
+	Reports bool      `json:"reports,omitempty"` // it has said any of this
 
 	Beat time.Time `json:"beat,omitzero"` // when it last said WATCHDOG=1
 }
@@ -446,8 +449,13 @@ func (w *worker) hear(said any) bool {
 		ready = true
 	case channel.Status:
 		w.mu.Lock()
-		w.info.InFlight, w.info.Connections, w.info.Handed = m.InFlight, m.Connections, m.Handed
-		w.gets.heard(m.Bytes, time.Now())
+		now := time.Now()
+		w.info.InFlight, w.info.Connections, w.info.Handed, w.info.Reports = m.InFlight, m.Connections, m.Handed, true
+		w.info.Oldest = time.Time{}
+		if age := m.Oldest(); age > 0 {
+			w.info.Oldest = now.Add(-age)
+		}
+		w.gets.heard(m.Bytes, now)
 		w.mu.Unlock()
 	case notify.Message:
 		ready = m.Ready()

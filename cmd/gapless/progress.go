@@ -100,6 +100,9 @@ func eventText(e control.Event) (text string, counts bool) {
 		fmt.Fprintf(&b, " %d %% of new connections", *e.Percent)
 	case counts && e.State == "drain":
 		fmt.Fprintf(&b, ", %d left", e.Total-e.Ready)
+		if e.Oldest != nil {
+			fmt.Fprintf(&b, ", oldest request %s", age(seconds(*e.Oldest)))
+		}
 	case counts:
 		fmt.Fprintf(&b, " %d/%d", e.Ready, e.Total)
 	case e.Text != "":

@@ -52,7 +52,7 @@ generation 1: draining, 1d01h old
 }
 
 func TestProgress(t *testing.T) {
-	slot := 1
+	slot, oldest := 1, 12.4
 	events := []control.Event{
 		{Kind: control.KindUpgrade, State: "steps", Text: "migrate"},
 		{Kind: control.KindUpgrade, State: "starting", Generation: 2},
@@ -61,7 +61,7 @@ func TestProgress(t *testing.T) {
 		{Kind: control.KindUpgrade, State: "ready", Ready: 1, Total: 2},
 		{Kind: control.KindUpgrade, State: "ready", Ready: 2, Total: 2},
 		{Kind: control.KindUpgrade, State: "commit", Generation: 2},
-		{Kind: control.KindUpgrade, State: "drain", Ready: 1, Total: 2, Text: "one"},
+		{Kind: control.KindUpgrade, State: "drain", Ready: 1, Total: 2, Text: "one", Oldest: &oldest},
 		{Kind: control.KindUpgrade, State: "aborted", Reason: "why"},
 		{Kind: control.KindLog, Text: "a\x07b"},
 		{Kind: control.KindReload},
@@ -72,9 +72,9 @@ func TestProgress(t *testing.T) {
 		want             string
 	}{
 		{"a file", false, false, "previous steps (migrate)\nstarting generation 2\nworkers ready 1/2\nworkers ready 2/2\n" +
-			"commit: new connections go to generation 2\ndraining, 1 left\nupgrade aborted\nab\nreload\n"},
+			"commit: new connections go to generation 2\ndraining, 1 left, oldest request 12s\nupgrade aborted\nab\nreload\n"},
 		{"a terminal", true, true, "previous steps (migrate)\nstarting generation 2\nworkers ready 1/2\r\x1b[Kworkers ready 2/2\n" +
-			"commit: new connections go to generation 2\ndraining, 1 left\n\x1b[31mupgrade aborted\x1b[0m\nab\nreload\n"},
+			"commit: new connections go to generation 2\ndraining, 1 left, oldest request 12s\n\x1b[31mupgrade aborted\x1b[0m\nab\nreload\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out strings.Builder

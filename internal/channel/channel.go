@@ -63,6 +63,8 @@ type Status struct {
 	Connections int   `json:"connections"` // connections open
 	Handed      int   `json:"handed"`      // connections given away so far
 	Bytes       int64 `json:"bytes"`       // moved over connections, either way, since the drain began
+	// OldestMS is the age of the oldest request in milliseconds; 0: there is none, or the worker cannot tell.
+	OldestMS int64 `json:"oldest_ms,omitempty"`
 }
 
 // Drain is the master's order to finish. If Handoff is set, its packet
@@ -128,6 +130,9 @@ func encode(m Message, inode uint64) ([]byte, error) {
 	}
 	return json.Marshal(v)
 }
+
+// Oldest is OldestMS as a duration.
+func (s Status) Oldest() time.Duration { return duration(s.OldestMS) }
 
 // maxMS keeps a duration that came in milliseconds within time.Duration.
 const maxMS = int64(1<<63-1) / int64(time.Millisecond)

@@ -39,7 +39,7 @@ func TestConn_Messages(t *testing.T) {
 		"adapter": Adapter{Name: "a server 1.0", Reason: "it is not as it is known"},
 		"hello":   Hello{Version: Version, PID: 812},
 		"ready":   Ready{Version: Version, PID: 812, Drain: true, Handoff: true},
-		"status":  Status{InFlight: 1, Connections: 2, Handed: 3, Bytes: 4},
+		"status":  Status{InFlight: 1, Connections: 2, Handed: 3, Bytes: 4, OldestMS: 5},
 		"drain":   Drain{Deadline: 30 * time.Second, Extra: time.Millisecond, Spread: 5 * time.Second, Handoff: true, Stop: true},
 		"zero":    Drain{},
 	} {
@@ -191,7 +191,7 @@ func TestNew_RefusesOtherFiles(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, m := range []Message{Ready{Version: 1, PID: 2}, Adapter{Name: "a", Reason: "b"}, Status{1, 2, 3, 4}, Drain{Deadline: time.Second}} {
+	for _, m := range []Message{Ready{Version: 1, PID: 2}, Adapter{Name: "a", Reason: "b"}, Status{1, 2, 3, 4, 5}, Drain{Deadline: time.Second}} {
 		p, _ := Encode(m)
 		f.Add(p)
 	}

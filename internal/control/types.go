@@ -202,6 +202,7 @@ type Event struct {
 	Text        string    `json:"text,omitempty"`
 	Ready       int       `json:"ready,omitempty"` // how many, of Total: workers ready, or gone
 	Total       int       `json:"total,omitempty"`
+	Oldest      *float64  `json:"oldest_request_seconds,omitempty"`
 	LastLines   []string  `json:"last_lines,omitempty"` // of a worker that failed
 	Percent     *int      `json:"percent,omitempty"`    // of new connections that a staged generation gets
 }
