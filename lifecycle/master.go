@@ -63,6 +63,7 @@ type master struct {
 
 	lines []*workerpool.Lines   // of --log-prefix
 	facts atomic.Pointer[facts] // of this generation, as it is now
+	tally atomic.Pointer[tally] // of the reload or the scaling under way; nil: there is none, or it has not come so far
 	aimed atomic.Int64          // how many workers there are or are to be, as far as their starts need to know
 
 	// The rest belongs to the goroutine of govern.

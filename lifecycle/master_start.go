@@ -60,7 +60,7 @@ func (m *master) start(ctx context.Context) error {
 	}
 	m.gate = newGate(m.generation, m.inv, names, m.cfg.Settle, m.log)
 	m.gate.revive()
-	if err := m.steps(ctx, m.cfg, l); err != nil {
+	if err := m.steps(ctx, m.cfg, l, control.KindUpgrade); err != nil {
 		return err
 	}
 	workers := m.cfg.Workers
@@ -136,13 +136,13 @@ func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
 // crowded says whether there are more workers than CPUs. It is asked at each worker's start.
 func (m *master) crowded() bool { return int(m.aimed.Load()) > cgroup.Reader{}.CPUs() }
 
-// steps runs the previous steps for a launcher's workers.
-func (m *master) steps(ctx context.Context, cfg Config, l *launcher) error {
+// steps runs, in an operation of that kind, the previous steps for a launcher's workers.
+func (m *master) steps(ctx context.Context, cfg Config, l *launcher, kind string) error {
 	if len(cfg.BeforeStart) == 0 {
 		return nil
 	}
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseSteps})
-	m.emit(control.Event{Kind: control.KindUpgrade, Generation: m.generation, State: "steps"})
+	m.emit(control.Event{Kind: kind, Generation: m.generation, State: "steps"})
 	env := append(l.env[:len(l.env):len(l.env)], "GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION="+strconv.Itoa(l.revision))
 	return runSteps(ctx, cfg.BeforeStart, cfg.BeforeStartTimeout, l.release.dirName, env, m.log)
 }

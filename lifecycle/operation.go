@@ -224,6 +224,7 @@ func (m *master) begin(ctx context.Context, kind string, answer []uint64, run fu
 func (m *master) ended(ctx context.Context, err error) {
 	op := m.op
 	m.op, m.opDone = nil, nil
+	m.tally.Store(nil)
 	staged := m.stage.Swap(nil)
 	result := control.Result{OK: err == nil, Generation: m.generation, Revision: m.revision, TookSeconds: time.Since(op.began).Seconds()}
 	if err != nil {
@@ -293,6 +294,7 @@ func (m *master) scale(ctx context.Context, answer []uint64) {
 	m.log.Info("Scaling", zap.Int("from_workers", len(m.pool.Slots())), zap.Int("workers", n))
 	m.aimed.Store(int64(n))
 	m.begin(ctx, control.KindScale, answer, func(ctx context.Context) error {
+		m.begun(m.scaling(n))
 		return m.pool.Scale(ctx, n, m.order("there are to be fewer workers", false))
 	})
 }
@@ -310,7 +312,7 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 		before, pinned := m.facts.Load(), m.pinned.Load()
 		l, err := m.resolve(cfg, revision)
 		if err == nil {
-			err = m.steps(ctx, cfg, l)
+			err = m.steps(ctx, cfg, l, control.KindReload)
 		}
 		defer func() {
 			if err != nil {
@@ -323,6 +325,7 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 		}
 		recipe := workerpool.Recipe{Revision: revision, Launch: l.launch}
 		order := m.order("a reload has replaced it", false)
+		m.begun(m.reloading(revision))
 		if m.cfg.Accept == upgrade.ModeShared {
 			old := m.gate.renewShared()
 			err = m.pool.ReloadAll(ctx, recipe, func() error { return m.gate.retire(old) }, order)

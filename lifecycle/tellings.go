@@ -29,6 +29,7 @@ func (m *master) observe(e workerpool.Event) {
 	m.probation(e)
 	m.emit(control.Event{Kind: control.KindWorker, Generation: e.Generation, Worker: &slot, PID: e.PID, From: from,
 		State: e.State.String(), Reason: e.Reason, TookSeconds: e.Took.Seconds()})
+	m.tally.Load().heed(e, m.emit)
 	log := m.events
 	if e.State == workerpool.Starting {
 		log.Info("Started worker process", fields...)
