@@ -28,6 +28,7 @@ type options struct {
 	dir     string     // where it is run; "": a directory of its own
 	stdio   *os.File   // instead of a file: a terminal
 	files   []*os.File // from descriptor 3 on
+	noCount bool       // the number of workers is not for a flag to say
 }
 
 // raceOptions spare a race-built gapless a second's wait before each exit, which would be the upgrade's.
@@ -105,7 +106,7 @@ func (s *server) run(o options) {
 		s.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		args = append(args, "--port", strconv.Itoa(port))
 	}
-	if !strings.Contains(strings.Join(o.flags, " "), "-w ") {
+	if !o.noCount && !strings.Contains(strings.Join(o.flags, " "), "-w ") {
 		args = append(args, "-w", "2")
 	}
 	args = append(args, o.flags...)

@@ -1,0 +1,193 @@
+//go:build linux
+
+package test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gapless/internal/control"
+)
+
+// phases are where a generation beside the one in charge may be when something dies.
+var phases = []struct {
+	name string
+	to   func(s *server) // brings generation 2 there
+}{
+	{"without a share", func(s *server) { s.verb("upgrade", "--stage").demand(s.t, 0) }},
+	{"after its share was taken back", func(s *server) {
+		s.verb("upgrade", "--stage").demand(s.t, 0)
+		s.verb("shift", "40").demand(s.t, 0)
+		s.verb("shift", "0").demand(s.t, 0)
+	}},
+	{"with a share", func(s *server) {
+		s.verb("upgrade", "--stage").demand(s.t, 0)
+		s.verb("shift", "40").demand(s.t, 0)
+	}},
+	{"in the window", func(s *server) { s.verb("upgrade", "--keep", "1h").demand(s.t, 0) }},
+}
+
+// beside is the PID of the master of generation 2.
+func (s *server) beside() int {
+	s.t.Helper()
+	for _, g := range s.status().Generations {
+		if g.Generation == 2 && g.MasterPID != 0 {
+			return g.MasterPID
+		}
+	}
+	s.t.Fatal("the status names no master of generation 2")
+	return 0
+}
+
+// wentBack demands that generation 1 has everything, that nothing of generation 2 is left, and that the status tells so.
+func (s *server) wentBack(workers int, reason string) {
+	s.t.Helper()
+	st := s.becomes("generation 1 alone serves", func(st control.Status) bool {
+		return len(st.Generations) == 1 && st.Generations[0].Generation == 1 && st.Generations[0].State == control.GenerationServing &&
+			(st.State == control.StateServing || st.State == control.StateDegraded) && inState(own(st), "ready") == workers
+	})
+	s.settled(1, workers)
+	s.gets(1, 100)
+	if l := st.LastUpgrade; l == nil || l.OK || l.Generation != 2 || !strings.Contains(l.Reason, reason) {
+		s.t.Errorf("the last upgrade is told as %+v, want %q", l, reason)
+	}
+	s.truth(s.status())
+	s.verb("upgrade").demand(s.t, 0) // its number is not given again
+	s.settled(3, workers)
+}
+
+// Whatever is killed beside the generation in charge, and even that one's master: nobody notices, and what had clients drains.
+func TestStageKills_Masters(t *testing.T) {
+	for n, victims := range []string{"the staged master", "the master in charge", "both masters"} {
+		for i, phase := range phases {
+			if !soak && i < n { // the more die, the less the first phases differ
+				continue
+			}
+			t.Run(victims+" "+phase.name, func(t *testing.T) {
+				s := start(t, options{})
+				p := stageLoad(s, true)
+				p.streams[0].Rate /= 2
+				r := p.under(t, 1, func(int) {
+					phase.to(s)
+					pause(slower(200 * time.Millisecond))
+					staged, first := s.beside(), s.first
+					switch victims {
+					case "the staged master":
+						kill(staged)
+						s.wentBack(2, "signal: killed")
+					case "the master in charge":
+						kill(first)
+						s.replaced(first)
+						s.wentBack(2, "the master was killed meanwhile")
+					default:
+						kill(staged)
+						kill(first)
+						s.replaced(first)
+						s.wentBack(2, "")
+					}
+				})
+				r.untouched(t, p)
+				s.stop()
+			})
+		}
+	}
+}
+
+// A staged worker that dies ends the stage; in the window the first death is a restart, and the second of a slot ends it.
+func TestStageKills_Worker(t *testing.T) {
+	for _, phase := range phases {
+		t.Run(phase.name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, options{})
+			phase.to(s)
+			victim := s.worker(2, 1)
+			signal(t, victim.PID, syscall.SIGKILL)
+			if phase.name == "in the window" {
+				eventually(t, patience, "it is restarted", func() bool {
+					return len(s.out.find(func(e event) bool {
+						return e.Msg == "Worker is ready" && e.Generation == 2 && e.Worker == 1 && e.PID != victim.PID
+					})) > 0
+				})
+				s.gets(2, 100)
+				s.staged(2, control.GenerationWindow, 100)
+				signal(t, s.worker(2, 1).PID, syscall.SIGKILL)
+			}
+			s.wentBack(2, "worker 1")
+			s.stop()
+		})
+	}
+}
+
+// With one worker, there is nobody left to take what the window gives: it ends at once.
+func TestStageKills_OnlyWorkerInTheWindow(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{flags: []string{"-w", "1", "--keep", "1h"}})
+	s.verb("upgrade").demand(t, 0)
+	signal(t, s.worker(2, 0).PID, syscall.SIGKILL)
+	s.wentBack2(1)
+	s.stop()
+}
+
+// wentBack2 is wentBack where upgrades have a window.
+func (s *server) wentBack2(workers int) {
+	s.t.Helper()
+	s.becomes("generation 1 alone serves", func(st control.Status) bool {
+		return st.State == control.StateServing && len(st.Generations) == 1 && st.Generations[0].Generation == 1
+	})
+	s.settled(1, workers)
+	s.gets(1, 100)
+}
+
+// A release that crashes after it was ready is rolled back by itself within the window.
+func TestStage_CrashLoopInTheWindowRollsBack(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	s := start(t, options{command: []string{a.path}, flags: []string{"--keep", "1h", "--log-prefix"}})
+	a.role("crashes-after-ready")
+	s.signal(syscall.SIGUSR2)
+	e := s.outcome(2)
+	if !aborted(2)(e) || !strings.Contains(e.Reason, "exit status 7") {
+		t.Errorf("the outcome is %+v", e)
+	}
+	s.wentBack2(2)
+	a.good()
+	s.verb("upgrade").demand(t, 0)
+	s.staged(3, control.GenerationWindow, 100)
+	s.verb("promote").demand(t, 0)
+	s.settled(3, 2)
+	s.stop()
+}
+
+// A staged worker that hangs ends the stage, and no client waits for it longer than for any that hangs.
+func TestStage_HungWorkerEndsIt(t *testing.T) {
+	for _, percent := range []int{30, 100} {
+		t.Run(fmt.Sprintf("%d %%", percent), func(t *testing.T) {
+			t.Parallel()
+			s := start(t, options{flags: []string{"--watchdog", slower(time.Second).String()}})
+			s.verb("upgrade", "--stage").demand(t, 0)
+			s.verb("shift", fmt.Sprint(percent)).demand(t, 0)
+			hung := s.worker(2, 0)
+			halt(t, hung.PID)
+			var waiting []*later
+			eventually(t, patience, "the stage is aborted", func() bool {
+				if len(waiting) < 60 {
+					waiting = append(waiting, s.ask("/"))
+				}
+				pause(5 * time.Millisecond)
+				return len(s.out.find(aborted(2))) > 0
+			})
+			if e := s.outcome(2); !strings.Contains(e.Reason, "has accepted none") {
+				t.Errorf("the reason is %q", e.Reason)
+			}
+			// The kernel ends a stopped process whose master goes; what had waited for it is passed on.
+			for _, l := range waiting {
+				l.answer(t)
+			}
+			s.settled(1, 2)
+			s.stop()
+		})
+	}
+}
