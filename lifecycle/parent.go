@@ -270,6 +270,7 @@ func (p *parent) hearLink(ctx context.Context) error {
 func (p *parent) govern(ctx context.Context) error {
 	defer close(p.over)
 	for {
+		p.ctl.vacancy.set(p.current == nil)
 		select {
 		case sig := <-p.signals:
 			p.signal(sig.(syscall.Signal))

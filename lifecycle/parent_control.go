@@ -15,8 +15,11 @@ import (
 
 // The patience of the control API.
 const (
-	statusPatience = 2 * time.Second        // with a master that was asked for the status
-	drainedEvery   = 100 * time.Millisecond // how often an old generation is looked for that a client waits for
+	statusPatience = 2 * time.Second // with a master that was asked for the status
+	// vacancyPatience is how long a status waits for a master to take charge. Between two, and when a dead one's place is
+	// taken for the first time, that is enough; who waits for a crash loop learns of it.
+	vacancyPatience = 250 * time.Millisecond
+	drainedEvery    = 100 * time.Millisecond // how often an old generation is looked for that a client waits for
 )
 
 // controller is the parent as the control socket sees it. It numbers commands, passes them to the master in charge, and
@@ -31,6 +34,8 @@ type controller struct {
 	heard map[int]func(control.Event)
 	next  int
 	last  *control.LastUpgrade
+
+	vacancy vacancy
 }
 
 // call is a command that waits for its outcome.
@@ -110,13 +115,29 @@ func (c *controller) Status(ctx context.Context) (control.Status, error) {
 	defer t.Stop()
 	s := control.Status{State: control.StateNoMaster, Detail: "no master is in charge", Addresses: []control.Address{},
 		Generations: []control.Generation{}, Warnings: []string{}}
-	select {
-	case s = <-cl.status:
-	case <-t.C:
-	case <-c.p.over:
-		return s, control.ErrNotRunning
-	case <-ctx.Done():
-		return s, context.Cause(ctx)
+	for answered := false; !answered; {
+		since, changed := c.vacancy.watch()
+		var vacant <-chan time.Time
+		if !since.IsZero() {
+			vacant = time.After(time.Until(since.Add(vacancyPatience)))
+			s.Detail = "no master is in charge; the workers serve, and one is being started"
+		}
+		select {
+		case s = <-cl.status:
+			answered = true
+		case <-vacant:
+			answered = true
+		case <-changed:
+		case <-t.C:
+			answered = true
+			if since.IsZero() {
+				s.Detail = fmt.Sprintf("the master in charge has not answered for %v", statusPatience)
+			}
+		case <-c.p.over:
+			return s, control.ErrNotRunning
+		case <-ctx.Done():
+			return s, context.Cause(ctx)
+		}
 	}
 	s.Version, s.ParentPID = c.version, os.Getpid()
 	c.mu.Lock()
