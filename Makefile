@@ -14,7 +14,7 @@ help: ## Print this help
 
 build: bin/gapless ## Build bin/gapless
 
-bin/gapless: $(shell find . -name '*.go' -o -name '*.html' -o -name go.mod | grep -v _test.go)
+bin/gapless: $(shell find . -name '*.go' -o -name '*.html' -o -name '*.cjs' -o -name go.mod | grep -v _test.go)
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@.new ./cmd/gapless
 	@mv $@.new $@ # renamed into place, so that a running gapless keeps its own file

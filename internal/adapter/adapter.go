@@ -14,6 +14,7 @@ import (
 // The adapters that there are.
 const (
 	Uvicorn = "uvicorn"
+	Node    = "node"
 )
 
 // Modes of the flag --adapter.
@@ -34,6 +35,8 @@ func kitOf(name string) (kit, bool) {
 	switch name {
 	case Uvicorn:
 		return uvicornKit(), true
+	case Node:
+		return nodeKit(), true
 	}
 	return kit{}, false
 }

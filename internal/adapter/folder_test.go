@@ -193,3 +193,37 @@ func TestWithList(t *testing.T) {
 		})
 	}
 }
+
+// Each adapter has files, and none is empty.
+func TestKits(t *testing.T) {
+	for _, name := range []string{Uvicorn, Node} {
+		k, ok := kitOf(name)
+		if !ok || len(k.files) == 0 {
+			t.Errorf("%s has no files", name)
+		}
+		for file, text := range k.files {
+			if len(text) == 0 {
+				t.Errorf("%s: %s is empty", name, file)
+			}
+		}
+	}
+}
+
+func TestNode_Options(t *testing.T) {
+	k, _ := kitOf(Node)
+	for name, tt := range map[string]struct{ had, want string }{
+		"none":     {"", "NODE_OPTIONS=--require=/d/register.cjs"},
+		"some":     {"NODE_OPTIONS=--enable-source-maps", "NODE_OPTIONS=--enable-source-maps --require=/d/register.cjs"},
+		"confined": {"NODE_OPTIONS=--permission", "NODE_OPTIONS=--permission"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var env []string
+			if tt.had != "" {
+				env = append(env, tt.had)
+			}
+			if got := k.environ(env, "/d"); len(got) != 1 || got[0] != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}

@@ -96,7 +96,7 @@ func ofProgram(name string, args []string) (Match, bool) {
 	case pythons.MatchString(name):
 		return ofPython(args)
 	}
-	return Match{}, false
+	return ofNode(name, args)
 }
 
 // ofPython looks at the module that python -m runs.
@@ -149,6 +149,9 @@ func interpreter(path string) string {
 func ofInterpreter(name string) (Match, bool) {
 	if pythons.MatchString(name) {
 		return Match{Uvicorn, false}, true
+	}
+	if nodes.MatchString(name) {
+		return Match{Node, false}, true
 	}
 	return Match{}, false
 }

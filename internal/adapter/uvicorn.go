@@ -2,6 +2,7 @@ package adapter
 
 import (
 	"embed"
+	"path"
 )
 
 //go:embed python/*.py
@@ -20,7 +21,7 @@ func read(fs embed.FS, folder string) map[string][]byte {
 	files := make(map[string][]byte)
 	entries, _ := fs.ReadDir(folder) // what was embedded is there
 	for _, e := range entries {
-		files[e.Name()], _ = fs.ReadFile(folder + "/" + e.Name())
+		files[e.Name()], _ = fs.ReadFile(path.Join(folder, e.Name()))
 	}
 	return files
 }

@@ -153,12 +153,15 @@ func launch(t *testing.T, script string, with setting) *app {
 	if with.silent {
 		return a
 	}
+	if m, ok := a.hear().(channel.Adapter); !ok || !strings.HasPrefix(m.Name, "node ") || m.Reason != "" {
+		t.Fatalf("the first word is %+v, and not that the adapter is in force", m)
+	}
 	hello, ok := a.hear().(channel.Hello)
 	if !ok || hello.Version != channel.Version {
-		t.Fatalf("the first word is %+v", hello)
+		t.Fatalf("the second word is %+v", hello)
 	}
 	if m, ok := a.hear().(channel.Ready); !ok || !m.Drain || !m.Handoff {
-		t.Fatalf("the second word is %+v, and not that it is ready, drains and takes connections", m)
+		t.Fatalf("the third word is %+v, and not that it is ready, drains and takes connections", m)
 	}
 	return a
 }

@@ -126,10 +126,16 @@ class Sockets {
   }
 }
 
-// inCluster says whether the program shares its sockets among processes of its own, whose connections nobody but they know.
-function inCluster() {
+// obstacle says why a server can be no part of a worker; undefined: it can.
+function obstacle(server) {
+  if (server instanceof require('http').Server && typeof server.closeIdleConnections !== 'function') {
+    return `it needs node 18.2 or newer, and this is ${process.version}`;
+  }
   const cluster = require('cluster');
-  return cluster.isPrimary && Object.keys(cluster.workers || {}).length > 0;
+  if (cluster.isPrimary && Object.keys(cluster.workers || {}).length > 0) {
+    return 'the program uses the cluster module; let gapless run the workers (-w)'; // none but they know the connections
+  }
+  return undefined;
 }
 
 function install(node, passed) {
@@ -141,7 +147,7 @@ function install(node, passed) {
   // enter makes the server one of a worker's that its master can speak with.
   const enter = (server, socket) => {
     if (!isSocket(passed.channel)) return say('the node adapter is not in force: its channel did not reach this process');
-    const reason = inCluster() ? 'the program uses the cluster module; let gapless run the workers (-w)' : undefined;
+    const reason = obstacle(server);
     if (!worker) {
       const { Worker } = require('./worker.cjs');
       worker = new Worker(node, passed.channel, isSocket(passed.queue) ? passed.queue : -1, reason);

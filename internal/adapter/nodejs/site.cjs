@@ -65,7 +65,7 @@ class Site {
         case 'request':
         case 'checkContinue':
         case 'checkExpectation':
-          if (site.worker.order) guard(() => site.asked(b));
+          if (site.worker.order) guard(() => site.asked(a.socket, b));
           break;
         case 'listening': {
           const handled = Reflect.apply(emit, this, arguments);
@@ -115,9 +115,20 @@ class Site {
   }
 
   // asked is told of a request that comes during the drain.
-  asked(res) {
+  asked(socket, res) {
     res.once('close', () => this.worker.soon());
-    if (this.web && this.worker.closing) res.shouldKeepAlive = false;
+    if (!this.web || !this.worker.closing) return;
+    // Of requests that were sent together only the last one's answer may be the connection's last.
+    const before = socket.gaplessLast;
+    if (before && !before.headersSent) before.shouldKeepAlive = true;
+    this.last(socket, res);
+  }
+
+  // last has a response be its connection's last.
+  last(socket, res) {
+    if (!res.shouldKeepAlive) return; // it is, by the client's wish
+    res.shouldKeepAlive = false;
+    socket.gaplessLast = res;
   }
 
   // stopAccepting closes this process's listening socket and leaves something in its place by which the server still
@@ -165,10 +176,11 @@ class Site {
     if (res) res.once('close', () => this.worker.soon());
   }
 
-  // lastResponses has every response that can still say so be its connection's last.
+  // lastResponses has every response that can still say so be its connection's last, unless more requests wait behind it.
   lastResponses() {
-    for (const { _httpMessage: res } of this.open) {
-      if (res && !res.headersSent) res.shouldKeepAlive = false;
+    for (const socket of this.open) {
+      const { _httpMessage: res, parser } = socket;
+      if (res && !res.headersSent && parser && parser.incoming === res.req) this.last(socket, res);
     }
   }
 
