@@ -109,6 +109,7 @@ func (p *Pool) Resume(n int, r Recipe, records []Record, o Order) {
 		}
 		c.Close()
 	}
+	p.hasReady() // an older one may have been told to drain before those that serve on were here
 	for _, s := range p.slots {
 		p.mu.Lock()
 		vacant := s.current == nil && !s.tended
