@@ -56,7 +56,7 @@ func TestFolder_HoldsWhatTheBinaryHolds(t *testing.T) {
 				t.Errorf("%s: %v, %v", p, info.Mode(), err)
 			}
 		}
-		if files, err := os.ReadDir(path); err != nil || len(files) != 2 {
+		if files, err := os.ReadDir(path); err != nil || len(files) != 4 {
 			t.Errorf("%v, %v", files, err)
 		}
 	}

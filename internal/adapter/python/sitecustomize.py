@@ -27,15 +27,23 @@ class _Loader(object):
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         try:
-            # Not imported, as nobody should find it under a name, or its bytecode on disk.
-            path = os.path.join(_HERE, "_gapless_uvicorn.py")
-            with open(path) as f:
-                code = compile(f.read(), path, "exec")
-            space = {"__name__": "_gapless_uvicorn", "__file__": path}
-            exec(code, space)
-            space["install"](module, _HERE)
+            _install(module)
         except Exception:  # gapless tells that it has heard nothing
             pass
+
+
+def _install(module):
+    """Runs the adapter. Its modules are no files in a folder that Python searches, and leave no bytecode there."""
+    import types
+
+    for name in ("_gapless_wire", "_gapless_drain", "_gapless_uvicorn"):
+        path = os.path.join(_HERE, name + ".py")
+        with open(path) as f:
+            code = compile(f.read(), path, "exec")
+        own = sys.modules[name] = types.ModuleType(name)
+        own.__file__ = path
+        exec(code, own.__dict__)
+    own.install(module, _HERE)
 
 
 class _Finder(object):
