@@ -175,15 +175,15 @@ func (f *Folder) write(name string, files map[string][]byte) (string, error) {
 		return "", err
 	}
 	for _, n := range names {
-		if err := put(filepath.Join(dir, n), files[n], fileMode, uid); err != nil {
+		if err := replace(filepath.Join(dir, n), files[n], fileMode, uid); err != nil {
 			return "", err
 		}
 	}
 	return dir, nil
 }
 
-// put replaces a file that is not as it should be, without a moment at which it is half written.
-func put(path string, data []byte, mode fs.FileMode, uid int) error {
+// replace puts a file in place of one that is not as it should be, without a moment at which it is half written.
+func replace(path string, data []byte, mode fs.FileMode, uid int) error {
 	if info, err := os.Lstat(path); err == nil && ours(info, uid) == nil && info.Mode().Perm()&mode == mode {
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 			return nil

@@ -19,6 +19,11 @@ LAST_ANSWERS = 1.0  # seconds for a last request on idle connections, where ever
 RETRY = 0.01  # seconds before a queue that was full is tried again
 
 
+def say_close(holder: Any) -> None:
+    if CLOSE not in holder.default_headers:
+        holder.default_headers = [*holder.default_headers, CLOSE]
+
+
 class Drain:
     """Is begun once, and ends with a signal to this process."""
 
@@ -88,6 +93,8 @@ class Drain:
                     protocol.shutdown()  # with 1012
             elif not self.give(protocol):
                 self.watch(protocol)
+                if self.queue is None:
+                    self.announce_on(protocol)  # also where it came, or its request, while the order did
                 if now > idle_until and self.unread(protocol) is not None:
                     protocol.shutdown()
 
@@ -100,11 +107,16 @@ class Drain:
 
         def on_response_complete() -> None:
             original()
-            self.loop.call_soon(self.give, protocol)
+            self.loop.call_soon(self.leave, protocol, 2)
 
         protocol.on_response_complete = on_response_complete
         for cycle in self.cycles(protocol):
             cycle.on_response = on_response_complete
+
+    def leave(self, protocol: Any, tries: int) -> None:
+        """Gives a connection away whose response is complete; uvloop writes that at the end of its turn only."""
+        if protocol in self.connections and not self.give(protocol) and tries > 0:
+            self.loop.call_soon(self.leave, protocol, tries - 1)
 
     def cycles(self, protocol: Any) -> list[Any]:
         """The requests that a connection has not been answered yet."""
@@ -113,16 +125,17 @@ class Drain:
 
     def announce(self) -> None:
         """From now on each response says that it is the last of its connection."""
-        state = self.server.server_state
-        holders = [state]
+        self.config.encoded_headers = [*self.config.encoded_headers, CLOSE]  # of which the state gets its own every second
+        say_close(self.server.server_state)
         for protocol in self.connections:
             if isinstance(protocol, self.cls):
-                holders += [cycle for cycle in self.cycles(protocol) if not cycle.response_started]
-                if hasattr(protocol, "default_headers"):  # uvicorn before 0.18
-                    holders.append(protocol)
-        for holder in holders:
-            holder.default_headers = [*holder.default_headers, CLOSE]
-        self.config.encoded_headers = [*self.config.encoded_headers, CLOSE]  # of which state gets its own every second
+                self.announce_on(protocol)
+
+    def announce_on(self, protocol: Any) -> None:
+        for holder in [protocol, *self.cycles(protocol)]:
+            # A protocol has headers of its own before uvicorn 0.18; a response that has begun has sent them.
+            if hasattr(holder, "default_headers") and not getattr(holder, "response_started", False):
+                say_close(holder)
 
     def unread(self, protocol: Any) -> bytes | None:
         """The bytes read behind the last request; None if the connection does not stand between two requests."""

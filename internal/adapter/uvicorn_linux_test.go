@@ -1,0 +1,589 @@
+package adapter
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"gapless/internal/channel"
+	"gapless/internal/handoff"
+
+	"github.com/coder/websocket"
+	"golang.org/x/sys/unix"
+)
+
+// pairs are the event loops and parsers of uvicorn.
+var pairs = []struct{ loop, http string }{
+	{"asyncio", "h11"}, {"asyncio", "httptools"}, {"uvloop", "h11"}, {"uvloop", "httptools"},
+}
+
+// with runs a test with each of them.
+func with(t *testing.T, test func(t *testing.T, w *worker, http string)) {
+	for _, p := range pairs {
+		t.Run(p.loop+" "+p.http, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, setup{command: []string{"{uvicorn}", "main:app", "--fd", "3", "--loop", p.loop, "--http", p.http}})
+			if a := w.ready(); !strings.HasSuffix(a.Name, "("+p.http+", "+p.loop+")") {
+				t.Errorf("it says it is %q", a.Name)
+			}
+			test(t, w, p.http)
+		})
+	}
+}
+
+// What comes through the queue is served, from its first byte on.
+func TestUvicorn_TakesConnections(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		whole := post("/", "whole")
+		for _, cut := range []int{0, 1, 20, len(whole) - 2, len(whole)} {
+			c := put(t, w, "web", whole[:cut])
+			c.send(whole[cut:])
+			c.answered("whole")
+			c.send(post("/", "and on"))
+			c.answered("and on")
+		}
+		c := put(t, w, "web", "\r\n\r\n"+whole)
+		c.answered("whole")
+		c = put(t, w, "admin", whole)
+		if n, err := io.Copy(io.Discard, c); n > 0 || err == nil && n != 0 {
+			t.Errorf("another listener's connection is served: %d bytes, %v", n, err)
+		}
+		// Many at once: none may be forgotten.
+		var all []*conn
+		for i := range 100 {
+			all = append(all, put(t, w, "web", post("/", fmt.Sprint(i))))
+		}
+		for i, c := range all {
+			c.answered(fmt.Sprint(i))
+		}
+	})
+}
+
+// What is told to drain gives away what is idle at once, and what is busy when it is answered.
+func TestUvicorn_GivesConnections(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, http string) {
+		idle, fresh, busy, half, early := dial(t, w.addr), dial(t, w.addr), dial(t, w.addr), dial(t, w.addr), dial(t, w.addr)
+		idle.send(post("/", "a"))
+		idle.answered("a")
+		early.send("POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo")
+		early.answered("ok") // before its body was there
+		early.send("dy")
+		half.send(post("/", "b"))
+		half.answered("b")
+		busy.send(post("/wait", "c"))
+		second := post("/", "half")
+		half.send(second[:10])
+		other := dial(t, w.addr) // its answer says that all before it has been read
+		other.send(post("/", "d"))
+		other.answered("d")
+
+		r := w.drain(channel.Drain{Deadline: time.Minute, Handoff: true})
+		expect := map[string]int{"": 4}
+		if http == "h11" {
+			expect[second[:10]] = 1 // what is not a whole head is not its business yet
+		}
+		var moved []*handoff.Conn
+		n := 0
+		for _, times := range expect {
+			n += times
+		}
+		for range n {
+			c := take(t, r)
+			if expect[string(c.Pending)] == 0 {
+				t.Errorf("pending %q", c.Pending)
+			}
+			expect[string(c.Pending)]--
+			moved = append(moved, c)
+		}
+		none(t, r)
+		s := next(w, func(s channel.Status) bool { return s.Handed == n })
+		if want := 1 + 6 - 1 - n; s.InFlight != 1 || s.Connections != want {
+			t.Errorf("got %+v, want 1 in flight and %d connections", s, want)
+		}
+		// All of them are alive.
+		for _, c := range []*conn{idle, fresh, early, other} {
+			c.send(post("/", "e"))
+		}
+		half.send(second[10:])
+		if http == "httptools" {
+			half.answered("half") // it had read the head's beginning, and so answers, and then lets go
+			moved = append(moved, take(t, r))
+			half.send(post("/", "e"))
+		}
+		for _, c := range moved {
+			go servedBy(t, c)
+		}
+		for _, c := range []*conn{idle, fresh, early, other} {
+			c.answered("new e")
+		}
+		if http == "httptools" {
+			half.answered("new e")
+		} else {
+			half.answered("new half")
+		}
+		w.lives()
+		if s := next(w, func(s channel.Status) bool { return s.Handed == len(moved) }); s.InFlight != 1 {
+			t.Errorf("got %+v", s)
+		}
+		// The last one is answered by who began, and moves; then all is over.
+		w.release("/wait")
+		busy.answered("c")
+		last := take(t, r)
+		busy.send(post("/", "f"))
+		servedBy(t, last)
+		busy.answered("new f")
+		if st := w.ends(); !strings.Contains(w.printed(), "lifespan is over") {
+			t.Errorf("the lifespan was not ended: %v", st)
+		}
+	})
+}
+
+// While the queue is full the connections are served where they are.
+func TestUvicorn_FullQueue(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		const clients = 8
+		var all []*conn
+		for i := range clients {
+			c := dial(t, w.addr)
+			c.send(post("/", fmt.Sprint(i)))
+			c.answered(fmt.Sprint(i))
+			all = append(all, c)
+		}
+		recv, send, err := handoff.NewPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := handoff.NewReceiver(recv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		defer send.Close()
+		fd := int(send.Fd())
+		if err := unix.SetNonblock(fd, true); err != nil { // Fd has cleared it
+			t.Fatal(err)
+		}
+		filler := make([]byte, 32<<10)
+		n := 0
+		for ; err == nil; n++ {
+			err = unix.Send(fd, filler, 0)
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			t.Fatal(err)
+		}
+		if err := w.ch.Send(channel.Drain{Deadline: time.Minute, Handoff: true}, send); err != nil {
+			t.Fatal(err)
+		}
+		for round := range 3 {
+			for _, c := range all {
+				c.send(post("/", "still here"))
+				if c.answered("still here") {
+					t.Errorf("round %d: the connection ends", round)
+				}
+			}
+		}
+		if s := next[channel.Status](w, nil); s.Handed != 0 || s.Connections != clients {
+			t.Errorf("got %+v", s)
+		}
+		for range n - 1 {
+			if _, err := r.TryReceive(); !errors.Is(err, handoff.ErrPacket) {
+				t.Fatalf("got %v, want the filler", err)
+			}
+		}
+		for range clients {
+			go servedBy(t, take(t, r))
+		}
+		for _, c := range all {
+			c.send(post("/", "x"))
+			c.answered("new x")
+		}
+		w.ends()
+	})
+}
+
+// Whoever takes connections dies: the others end in order, each after one more answer that says so.
+func TestUvicorn_ReceiverDies(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		idle, busy := dial(t, w.addr), dial(t, w.addr)
+		idle.send(post("/", "a"))
+		idle.answered("a")
+		busy.send(post("/wait", "b"))
+		r := w.drain(channel.Drain{Deadline: time.Minute, Handoff: true})
+		take(t, r)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.release("/wait")
+		busy.answered("b")
+		last := false // its next request may come before the attempt to send it away
+		for i := 0; i < 10 && !last; i++ {
+			busy.send(post("/", "c"))
+			last = busy.answered("c")
+		}
+		if !last {
+			t.Error("no response says that it is the last")
+		}
+		busy.ended()
+		w.ends()
+	})
+}
+
+// Where nobody takes over, each idle connection is answered once more, with the word that this was the last.
+func TestUvicorn_NobodyTakesOver(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		idle, busy, fresh := dial(t, w.addr), dial(t, w.addr), dial(t, w.addr)
+		idle.send(post("/", "a"))
+		idle.answered("a")
+		busy.send(post("/wait", "b"))
+		fresh.send(post("/", "c"))
+		fresh.answered("c")
+		given := put(t, w, "web", "") // is in the queue by now, or taken from it
+		w.drain(channel.Drain{Deadline: time.Minute})
+		next[channel.Status](w, nil)
+		w.release("/wait")
+		if !busy.answered("b") {
+			t.Error("what was being answered is to be the last")
+		}
+		busy.ended()
+		for _, c := range []*conn{idle, fresh, given} {
+			c.send(post("/", "d"))
+			if !c.answered("d") {
+				t.Error("the response does not say that it is the last")
+			}
+			c.ended()
+		}
+		w.ends()
+	})
+}
+
+// When everything stops, who is idle has a second.
+func TestUvicorn_FullStop(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		quiet, talks, busy := dial(t, w.addr), dial(t, w.addr), dial(t, w.addr)
+		for _, c := range []*conn{quiet, talks} {
+			c.send(post("/", "a"))
+			c.answered("a")
+		}
+		busy.send(post("/wait", "b"))
+		w.drain(channel.Drain{Deadline: time.Minute, Stop: true})
+		talks.send(post("/", "c"))
+		talks.answered("c")
+		talks.ended()
+		began := time.Now()
+		quiet.ended()
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("it had %v", took)
+		}
+		w.lives()
+		w.release("/wait")
+		busy.answered("b")
+		w.ends()
+	})
+}
+
+// The end of both master and parent is a full stop.
+func TestUvicorn_ChannelEnds(t *testing.T) {
+	w := start(t, setup{})
+	w.ready()
+	c := dial(t, w.addr)
+	c.send(post("/", "a"))
+	c.answered("a")
+	if err := w.ch.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+	w.ends()
+}
+
+// WebSockets stay until shortly before the deadline, and are then closed with the word that to connect again is worth while.
+func TestUvicorn_WebSockets(t *testing.T) {
+	with(t, func(t *testing.T, w *worker, _ string) {
+		ws, resp, err := websocket.Dial(t.Context(), "ws://"+w.addr+"/", nil)
+		if resp != nil && resp.Body != nil {
+			resp.Body.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = ws.CloseNow() }()
+		echo := func(text string) error {
+			if err := ws.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
+				return err
+			}
+			_, got, err := ws.Read(t.Context())
+			if err == nil && string(got) != text {
+				err = fmt.Errorf("got %q, want %q", got, text)
+			}
+			return err
+		}
+		if err := echo("before"); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		r := w.drain(channel.Drain{Deadline: 4 * time.Second, Handoff: true})
+		first := next[channel.Status](w, nil)
+		if first.Connections != 1 || first.InFlight != 0 {
+			t.Errorf("got %+v", first)
+		}
+		if err := echo("while it drains"); err != nil {
+			t.Fatal(err)
+		}
+		if s := next(w, func(s channel.Status) bool { return s.Bytes > 0 }); s.Bytes < 30 {
+			t.Errorf("%d bytes have moved", s.Bytes)
+		}
+		none(t, r)
+		_, _, err = ws.Read(t.Context())
+		if code := websocket.CloseStatus(err); code != websocket.StatusServiceRestart {
+			t.Errorf("ended with %v, want %d", err, websocket.StatusServiceRestart)
+		}
+		if took := time.Since(began); took < 2900*time.Millisecond {
+			t.Errorf("closed after %v", took)
+		}
+		w.ends()
+	})
+}
+
+// More descriptors on their way than the user may have: the connections stay, are served, and leave later.
+func TestUvicorn_TooManyReferences(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this needs root: it runs uvicorn as another user, with limits that do not bind root")
+	}
+	const clients, limit = 60, 20
+	w := start(t, setup{uid: 65534})
+	w.ready()
+	narrow := dial(t, w.addr)
+	narrow.send(post("/wait-limit", fmt.Sprint(limit)))
+	var all []*conn
+	for range clients {
+		c := dial(t, w.addr)
+		c.send(post("/wait", "a"))
+		all = append(all, c)
+	}
+	eventually(t, "all are being answered", func() bool { return strings.Count(w.printed(), "waits\n") == clients+1 })
+	r := w.drain(channel.Drain{Deadline: time.Minute, Handoff: true})
+	w.release("/wait-limit")
+	narrow.answered(fmt.Sprint(limit))
+	w.release("/wait")
+	for _, c := range all {
+		c.answered("a")
+	}
+	next(w, func(s channel.Status) bool {
+		return s.Handed >= limit && s.Handed <= limit+2 && s.Handed+s.Connections == clients+1
+	})
+	// What could not leave is served. Which ones these are, only the answers tell.
+	answers := make(chan bool)
+	for _, c := range all {
+		c.send(post("/", "still here"))
+		go func() {
+			_, err := c.r.Peek(1)
+			answers <- err == nil
+		}()
+	}
+	for range clients - limit - 2 {
+		if !<-answers {
+			t.Fatal("a connection that could not leave was closed")
+		}
+	}
+	for range clients + 1 {
+		c := take(t, r)
+		_ = c.Close()
+	}
+	for range limit + 2 {
+		<-answers
+	}
+	w.ends()
+}
+
+// reasonOf waits for the adapter's word why it is not in force.
+func (w *worker) reasonOf() string {
+	w.t.Helper()
+	a := next[channel.Adapter](w, nil)
+	if a.Reason == "" {
+		w.t.Fatalf("the adapter is in force: %q", a.Name)
+	}
+	return a.Reason
+}
+
+// serves waits until the worker answers.
+func (w *worker) serves() {
+	w.t.Helper()
+	eventually(w.t, "it says that it listens", func() bool { return strings.Contains(w.printed(), "Application startup complete") })
+	c := dial(w.t, w.addr)
+	c.send(post("/", "a"))
+	c.answered("a")
+}
+
+// silent demands that the worker has said nothing.
+func (w *worker) silent() {
+	w.t.Helper()
+	if w.ch.Pending() {
+		m, _, err := w.ch.Receive(w.t.Context())
+		w.t.Errorf("it said %+v, %v", m, err)
+	}
+}
+
+// Where the adapter is not loaded, or cannot be in force, the server is as it is without; where it can, gapless hears why.
+func TestUvicorn_IsLeftAsItIs(t *testing.T) {
+	cert, key := certificate(t)
+	run := []string{"{uvicorn}", "main:app", "--fd", "3"}
+	for _, tt := range []struct {
+		name   string
+		setup  setup
+		reason string // "": nothing is heard
+		mute   bool   // it does not serve the socket that the test asks
+	}{
+		{"python -I", setup{command: []string{"{python}", "-I", "{uvicorn}", "main:app", "--app-dir", "{dir}", "--fd", "3"}}, "", false},
+		{"python -E", setup{command: []string{"{python}", "-E", "-m", "uvicorn", "main:app", "--fd", "3"}}, "", false},
+		{"python -S", setup{noKit: true, command: run}, "", false},
+		{"the folder has gone", setup{command: append([]string{"/usr/bin/env", "PYTHONPATH=/nonexistent"}, run...)}, "", false},
+		{"the channel is closed", setup{command: []string{"/bin/sh", "-c", `exec "$0" "$@" 4>&-`, "{uvicorn}", "main:app", "--fd", "3"}}, "", false},
+		{"the queue is closed", setup{command: []string{"/bin/sh", "-c", `exec "$0" "$@" 5<&-`, "{uvicorn}", "main:app", "--fd", "3"}}, "were closed on the way", false},
+		{"another socket", setup{command: []string{"{uvicorn}", "main:app", "--uds", "{dir}/sock"}}, "does it have --fd {fd}?", true},
+		{"TLS", setup{command: append(run[:len(run):len(run)], "--ssl-certfile", "{dir}/cert", "--ssl-keyfile", "{dir}/key"),
+			files: map[string]string{"cert": cert, "key": key}}, "TLS", true},
+		{"an unknown parser", setup{command: []string{"{python}", "serve.py"}, files: map[string]string{"serve.py": unknownParser}},
+			"the HTTP implementation Own is unknown", false},
+		{"another constructor", setup{command: []string{"{python}", "serve.py"}, files: map[string]string{"serve.py": otherConstructor}},
+			"H11Protocol wants a mood, which is unknown", false},
+		{"a name has gone", setup{command: []string{"{python}", "serve.py"}, files: map[string]string{"serve.py": missingName}},
+			"has no on_response_complete", false},
+		{"a uvicorn that nobody knows", setup{command: []string{"{python}", "-c", "import uvicorn.server"},
+			files: map[string]string{"uvicorn/__init__.py": "__version__ = '9'", "uvicorn/server.py": "class Server:\n    def startup(self): pass\n"}},
+			"Server.startup of this uvicorn is not as it is known", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t, tt.setup)
+			if tt.reason != "" {
+				if got := w.reasonOf(); !strings.Contains(got, tt.reason) {
+					t.Errorf("the reason is %q, want %q", got, tt.reason)
+				}
+			}
+			if !tt.mute {
+				w.serves()
+			}
+			w.silent()
+		})
+	}
+}
+
+const (
+	serve = `
+import asyncio, uvicorn
+from main import app
+config = uvicorn.Config(app, fd=3, http=Own, loop="asyncio")
+uvicorn.Server(config).run()
+`
+	unknownParser = `
+from uvicorn.protocols.http.h11_impl import H11Protocol
+class Own:
+    def __new__(cls, **kw):
+        return H11Protocol(**kw)
+` + serve
+	otherConstructor = `
+from uvicorn.protocols.http import h11_impl
+def init(self, config, server_state, mood="good", **kw):
+    h11_impl.H11Protocol.__base_init__(self, config, server_state, **kw)
+h11_impl.H11Protocol.__base_init__ = h11_impl.H11Protocol.__init__
+import inspect
+names = ("self", "config", "server_state", "mood")
+init.__signature__ = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names])
+h11_impl.H11Protocol.__init__ = init
+Own = h11_impl.H11Protocol
+` + serve
+	missingName = `
+from uvicorn.protocols.http.h11_impl import H11Protocol
+class Own(H11Protocol):
+    def __getattribute__(self, name):
+        if name == "on_response_complete" and object.__getattribute__(self, "transport") is None:
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+` + serve
+)
+
+// What gapless gave is nothing for the programs that the server starts; what the user gave, is.
+func TestUvicorn_ChildrenSeeNothing(t *testing.T) {
+	for _, user := range []string{"", "/user/one:/user/two"} {
+		t.Run("PYTHONPATH="+user, func(t *testing.T) {
+			w := start(t, setup{env: []string{"PYTHONPATH=" + user}})
+			w.ready()
+			c := dial(t, w.addr)
+			c.send(post("/environment", ""))
+			resp, err := http.ReadResponse(c.r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := string(body)
+			for _, never := range []string{"GAPLESS_CHANNEL", "GAPLESS_HANDOFF", "/uvicorn-", " 4 -> socket", " 5 -> socket"} {
+				if strings.Contains(text, never) {
+					t.Errorf("a child sees %q:\n%s", never, text)
+				}
+			}
+			if strings.Contains(text, "PYTHONPATH=") != (user != "") || !strings.Contains(text, user) {
+				t.Errorf("PYTHONPATH is not the user's %q:\n%s", user, text)
+			}
+		})
+	}
+}
+
+// A sitecustomize of the user runs as ever, and one that fails is told by Python as ever.
+func TestUvicorn_ChainsSitecustomize(t *testing.T) {
+	text := `
+import sys
+print("the user's own:", __name__, __file__.endswith("mine/sitecustomize.py"), sys.modules[__name__].__file__ == __file__, flush=True)
+print("path:", [p for p in sys.path if "/uvicorn-" in p], flush=True)
+`
+	w := start(t, setup{env: []string{"PYTHONPATH={dir}/mine"}, files: map[string]string{"mine/sitecustomize.py": text}})
+	w.ready()
+	for _, want := range []string{"the user's own: sitecustomize True True\n", "path: []\n"} {
+		if !strings.Contains(w.printed(), want) {
+			t.Errorf("not printed: %q", want)
+		}
+	}
+	w = start(t, setup{env: []string{"PYTHONPATH={dir}/mine"}, files: map[string]string{"mine/sitecustomize.py": "raise ValueError('mine')"}})
+	w.ready()
+	if !strings.Contains(w.printed(), "ValueError: mine") {
+		t.Error("Python has not told of the error")
+	}
+}
+
+// A server that would open the port that gapless has gets the socket instead: uvicorn, and what calls it, such as fastapi run.
+func TestUvicorn_GetsTheSocketOfItsPort(t *testing.T) {
+	for name, s := range map[string]setup{
+		"uvicorn --port": {command: []string{"{uvicorn}", "main:app", "--port", "{port}"}},
+		"python -m":      {command: []string{"{python}", "-m", "uvicorn", "main:app", "--port", "{port}"}},
+		"uvicorn.run": {command: []string{"{python}", "serve.py"}, files: map[string]string{
+			"serve.py": "import sys, uvicorn\nuvicorn.run('main:app', host='0.0.0.0', port=int(sys.argv[1]), reload=False, workers=None)\n"}},
+		"uvicorn.Server in a program's own loop": {command: []string{"{python}", "serve.py"}, files: map[string]string{
+			"serve.py": "import asyncio, sys, uvicorn\nfrom main import app\n" +
+				"asyncio.run(uvicorn.Server(uvicorn.Config(app, port=int(sys.argv[1]))).serve())\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if s.files != nil {
+				s.command = append(s.command, "{port}")
+			}
+			w := start(t, s)
+			w.ready()
+			c := dial(t, w.addr)
+			c.send(post("/", "a"))
+			c.answered("a")
+			r := w.drain(channel.Drain{Deadline: time.Minute, Handoff: true})
+			given := take(t, r)
+			c.send(post("/", "b"))
+			servedBy(t, given)
+			c.answered("new b")
+			w.ends()
+		})
+	}
+}
