@@ -180,6 +180,7 @@ func (g *gate) takeCharge(inv *upgrade.Inventory, old []workerpool.Info) error {
 	if err := inv.Switch(mine, withdraw); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		return err
 	}
+	g.steerPreview(nil) // what was staged is what serves
 	return g.sweep()
 }
 

@@ -61,5 +61,6 @@ func (g *gate) resume(workers []workerpool.Info) error {
 	if err := g.inv.Switch(ready, withdraw); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		return err
 	}
+	g.steerPreview(nil) // what was staged has ended itself
 	return g.sweep()
 }

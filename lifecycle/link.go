@@ -49,6 +49,7 @@ type stageRequest struct {
 	Weights []int          `json:"weights,omitempty"`
 	Bake    time.Duration  `json:"bake,omitempty"`
 	Keep    *time.Duration `json:"keep,omitempty"` // nil: as configured
+	Verify  verification   `json:"verify,omitzero"`
 }
 
 type verb string

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"syscall"
 	"time"
-
-	"gapless/internal/procfs"
 
 	"go.uber.org/zap"
 )
@@ -25,19 +21,7 @@ func runSteps(ctx context.Context, steps []string, limit time.Duration, dir stri
 	for _, step := range steps {
 		began := time.Now()
 		log.Info("Running previous step", zap.String("command", step))
-		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", step)
-		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, env, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		// What the shell runs goes first: it would be left behind.
-		cmd.Cancel = func() error {
-			_, err := procfs.SignalDescendants(cmd.Process.Pid, syscall.SIGKILL)
-			return errors.Join(err, cmd.Process.Kill())
-		}
-		cmd.WaitDelay = time.Second
-		err := cmd.Run()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx) // also if the shell ended well because all that it waited for was killed
-		}
+		err := shell(ctx, step, dir, env, nil)
 		if err != nil {
 			var exit *exec.ExitError
 			if errors.As(err, &exit) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"gapless/internal/control"
@@ -94,14 +95,7 @@ func TestPreview_ReachesTheActiveGeneration(t *testing.T) {
 	}
 
 	slow := p.askAt(p.preview, "/slow?ms=3000")
-	eventually(t, patience, "the slow request is under way", func() bool {
-		for _, w := range own(p.status()) {
-			if w.Role == "" && w.Established > 0 {
-				return true
-			}
-		}
-		return false
-	})
+	p.underWay(1)
 	p.upgrade(2)
 	p.previews(counted(20, 200), 2)
 	p.killMaster()
@@ -158,4 +152,121 @@ func TestPreview_FollowsTheSettings(t *testing.T) {
 	s.upgrade(4)
 	eventually(t, patience, "the second preview address is free", func() bool { return free(second) })
 	s.stop()
+}
+
+// publics demands that n connections to the public address all reach one generation.
+func (p previewed) publics(n, generation int) {
+	p.t.Helper()
+	for range n {
+		p.get("/").generation(generation)
+	}
+}
+
+// underWay waits until a request is in flight in a worker of a generation.
+func (p previewed) underWay(generation int) {
+	p.t.Helper()
+	p.becomes("a request is in flight in the generation", func(st control.Status) bool {
+		for _, g := range st.Generations {
+			for _, w := range g.Workers {
+				if g.Generation == generation && w.Role == "" && w.Established > 0 {
+					return true
+				}
+			}
+		}
+		return false
+	})
+}
+
+// A preview reaches the staged generation, whatever its share, and nothing else does while it has none.
+func TestPreview_ReachesOnlyTheStaged(t *testing.T) {
+	for _, tc := range []struct {
+		name, program string
+		flags         []string
+	}{
+		{"built-in", "", nil},
+		{"shared", "", []string{"--accept", "shared"}},
+		{"all addresses", "", nil},
+		{"uvicorn", "uvicorn", nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := options{flags: tc.flags, env: []string{"E2E_STARTUP=0"}}
+			if tc.name != "all addresses" {
+				onlyTheStaged(startPreviewed(t, tc.program, o))
+				return
+			}
+			port := strconv.Itoa(freePort(t))
+			o.flags = []string{"--listen", ":" + port}
+			p := startPreviewed(t, tc.program, o)
+			p.addr = "127.0.0.1:" + port
+			onlyTheStaged(p)
+		})
+	}
+}
+
+func onlyTheStaged(p previewed) {
+	p.t.Helper()
+	p.previews(5, 1)
+	p.verb("upgrade", "--stage").demand(p.t, 0)
+	p.previews(counted(100, 1000), 2)
+	p.publics(counted(200, 10000), 1)
+	p.verb("shift", "50").demand(p.t, 0)
+	p.previews(counted(50, 500), 2)
+	p.verb("shift", "0").demand(p.t, 0)
+	p.previews(counted(50, 500), 2)
+	p.publics(counted(100, 5000), 1)
+	p.verb("abort").demand(p.t, 0)
+	p.previews(counted(20, 200), 1)
+
+	p.verb("upgrade", "--stage").demand(p.t, 0)
+	p.previews(counted(50, 500), 3)
+	p.verb("promote").demand(p.t, 0)
+	p.previews(counted(20, 200), 3)
+	p.upgrade(4)
+	p.previews(counted(20, 200), 4)
+	p.alone(4)
+	p.stop()
+}
+
+// What is in flight over the preview address outlives what becomes of the generation that it reached, unless that never had
+// a share and is given up.
+func TestPreview_InFlightOverStages(t *testing.T) {
+	p := startPreviewed(t, "", options{})
+	active := p.askAt(p.preview, "/slow?ms=4000")
+	p.underWay(1)
+	p.verb("upgrade", "--stage").demand(t, 0)
+	p.verb("abort").demand(t, 0)
+
+	p.verb("upgrade", "--stage").demand(t, 0)
+	p.verb("shift", "10").demand(t, 0)
+	aborted := p.askAt(p.preview, "/slow?ms=2000")
+	p.underWay(3)
+	p.verb("abort").demand(t, 0)
+	p.previews(5, 1)
+	aborted.answer(t).generation(3)
+
+	p.verb("upgrade", "--stage").demand(t, 0)
+	promoted := p.askAt(p.preview, "/slow?ms=3000")
+	p.underWay(4)
+	p.verb("promote").demand(t, 0)
+	p.killMaster()
+	p.previews(5, 4)
+	promoted.answer(t).generation(4)
+	active.answer(t).generation(1)
+
+	// The master in charge dies while a generation is staged: that goes, and previews show what serves.
+	p.verb("upgrade", "--stage").demand(t, 0)
+	p.previews(5, 5)
+	serving := p.ask("/slow?ms=1000")
+	for _, g := range p.status().Generations {
+		if g.Generation == 4 {
+			signal(t, g.MasterPID, syscall.SIGKILL)
+		}
+	}
+	p.becomes("the staged generation is gone", func(st control.Status) bool {
+		return len(st.Generations) == 1 && st.Generations[0].Generation == 4 && st.State == control.StateServing
+	})
+	p.previews(counted(20, 200), 4)
+	serving.answer(t).generation(4)
+	p.alone(4)
+	p.stop()
 }

@@ -50,6 +50,7 @@ var roles = map[string]func() int{
 	"prints":              prints,
 	"closes-idle":         closesIdle,
 	"tableflip":           tableflipServer,
+	"verification":        verification,
 }
 
 func play(name string) int {

@@ -234,7 +234,18 @@ type UpgradeRequest struct {
 	// KeepSeconds is how long the new generation has everything before it takes charge, so that it can be rolled back; absent:
 	// as gapless was started with.
 	KeepSeconds *float64 `json:"keep_seconds,omitempty"`
+	// Verify are commands that sh runs while the generation is staged: without a share, with each of its shares, and before
+	// it takes over. One that fails aborts it. VerifyHTTP are paths, PATH or PATH=STATUS, that it is asked for then,
+	// VerifyProbes times each (0: 20, at most MaxProbes). A command that takes longer than VerifyTimeoutSeconds has failed
+	// (0: no limit). They need Stage.
+	Verify               []string `json:"verify,omitempty"`
+	VerifyHTTP           []string `json:"verify_http,omitempty"`
+	VerifyProbes         int      `json:"verify_probes,omitempty"`
+	VerifyTimeoutSeconds float64  `json:"verify_timeout_seconds,omitempty"`
 }
+
+// MaxProbes is the greatest number of probes for a path at a step.
+const MaxProbes = 10000
 
 // ShiftRequest gives a staged generation a share of new connections.
 type ShiftRequest struct {
