@@ -11,8 +11,20 @@ import (
 
 // share is what the gate knows of a generation that is staged beside its own.
 type share struct {
-	lanes   map[string]bool // all that its workers have; whether one of them is ready there
-	percent int             // of new connections that it gets, at each address
+	lanes   map[string]int // all that its workers have or had, and how many of them are ready there
+	percent int            // of new connections that it gets, at each address
+}
+
+// ready returns for each lane whether a worker is ready there.
+func (s *share) ready() map[string]bool {
+	if s == nil {
+		return nil
+	}
+	all := make(map[string]bool, len(s.lanes))
+	for name, n := range s.lanes {
+		all[name] = n > 0
+	}
+	return all
 }
 
 // maxWeightSum is what the weights of an address may add up to: beyond it the program's choice would not be even.
@@ -53,7 +65,7 @@ func (g *gate) weights(address string) map[string]int {
 		if g.admitted[l.Name()] {
 			own = append(own, l.Name())
 		}
-		if g.beside != nil && g.beside.lanes[l.Name()] {
+		if g.beside != nil && g.beside.lanes[l.Name()] > 0 {
 			staged = append(staged, l.Name())
 		}
 	}
@@ -81,7 +93,10 @@ func (g *gate) steer() error {
 		want := g.weights(a.Name)
 		for _, l := range g.inv.Lanes(a.Name) {
 			weight, known := want[l.Name()]
-			_, beside := g.besideLane(l.Name())
+			beside := false
+			if g.beside != nil {
+				_, beside = g.beside.lanes[l.Name()]
+			}
 			switch active := l.State() == upgrade.LaneActive; {
 			case weight > 0 && (!active || l.Weight() != weight):
 				activate[l.Name()] = weight
@@ -94,11 +109,7 @@ func (g *gate) steer() error {
 	if len(activate)+len(withdraw) > 0 {
 		err = g.inv.Switch(activate, withdraw)
 	}
-	if g.beside == nil {
-		g.steerPreview(nil)
-	} else {
-		g.steerPreview(g.beside.lanes)
-	}
+	g.steerPreview(g.beside.ready())
 	return err
 }
 
@@ -112,21 +123,13 @@ func (g *gate) rebalance() {
 	}
 }
 
-func (g *gate) besideLane(name string) (ready, known bool) {
-	if g.beside == nil {
-		return false, false
-	}
-	ready, known = g.beside.lanes[name]
-	return ready, known
-}
-
-// beginStage notes the lanes of a generation that is ready beside this one, without a share yet.
+// beginStage notes the lanes of a generation that is ready beside this one, once for each worker, without a share yet.
 func (g *gate) beginStage(lanes []string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.beside = &share{lanes: make(map[string]bool)}
+	g.beside = &share{lanes: make(map[string]int)}
 	for _, name := range lanes {
-		g.beside.lanes[name] = true
+		g.beside.lanes[name]++
 	}
 	return g.steer()
 }
@@ -157,10 +160,14 @@ func (g *gate) seat(lanes []string, up bool) (left int, err error) {
 		return 0, nil
 	}
 	for _, name := range lanes {
-		if l := g.inv.Lane(name); l == nil {
+		if g.inv.Lane(name) == nil {
 			continue
 		}
-		g.beside.lanes[name] = up
+		if up {
+			g.beside.lanes[name]++
+		} else {
+			g.beside.lanes[name] = max(0, g.beside.lanes[name]-1)
+		}
 	}
 	err = g.steer()
 	if errors.Is(err, upgrade.ErrLastLane) {
@@ -170,7 +177,7 @@ func (g *gate) seat(lanes []string, up bool) (left int, err error) {
 	for _, a := range g.inv.Addresses() {
 		n := 0
 		for _, l := range g.inv.Lanes(a.Name) {
-			if g.beside.lanes[l.Name()] {
+			if g.beside.lanes[l.Name()] > 0 {
 				n++
 			}
 		}

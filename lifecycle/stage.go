@@ -57,7 +57,8 @@ type stage struct {
 	orders  chan stageOrder
 	faults  chan error // the first counts
 
-	moving sync.Mutex // held while this generation and the one in charge move together
+	storing sync.Mutex // held while workers' descriptors are stored, so that nobody closes them
+	moving  sync.Mutex // held while this generation and the one in charge move together
 
 	mu      sync.Mutex
 	facts   facts
@@ -108,15 +109,17 @@ func (s *stage) Parcel(p upgrade.Parcel) {
 			r.Close()
 			return
 		}
+		s.storing.Lock()
 		s.mu.Lock()
 		before := s.known[r.PID]
-		before.Close()
 		s.known[r.PID] = r
 		spared := s.spared
 		s.mu.Unlock()
+		before.Close()
 		if spared {
 			s.keep(r)
 		}
+		s.storing.Unlock()
 	default:
 		(&workerpool.Record{Files: p.Files}).Close()
 	}
@@ -134,29 +137,24 @@ func (s *stage) keep(r workerpool.Record) {
 func (s *stage) Seats(seats upgrade.Seats) {
 	if seats.Up {
 		s.m.keep.Sync() // who it is must be known before it meets a client
-	}
-	left, err := s.m.gate.seat(seats.Lanes, seats.Up)
-	if err != nil {
-		s.fault(fmt.Errorf("its share cannot be kept: %w", err))
-	}
-	if seats.Up {
+		if _, err := s.m.gate.seat(seats.Lanes, true); err != nil {
+			s.fault(fmt.Errorf("its share cannot be kept: %w", err))
+		}
 		return
 	}
-	s.mu.Lock()
-	r, living := s.known[seats.PID]
-	delete(s.known, seats.PID)
+	deaths, living := s.buried(seats)
+	if !living && !seats.Never {
+		return // told twice: it was being killed, and is gone
+	}
+	var down []string
 	if living {
-		s.deaths[seats.Slot]++
+		down = seats.Lanes
 	}
-	deaths, spared := s.deaths[seats.Slot], s.spared
-	s.mu.Unlock()
-	r.Close()
-	if spared {
-		s.m.keep.remove(workerEntry(workerpool.ID{Slot: seats.Slot, Generation: s.box.number, PID: seats.PID}))
-	}
+	left, err := s.m.gate.seat(down, false)
 	reason := fmt.Sprintf("its worker %d (pid %d) ended: %s", seats.Slot, seats.PID, seats.Reason)
 	switch {
-	case !living: // told twice: it was being killed, and is gone
+	case err != nil:
+		s.fault(fmt.Errorf("its share cannot be kept: %w", err))
 	case s.box.get() != GenerationWindow:
 		s.fault(&upgrade.StageError{Reason: reason, Tail: seats.Tail})
 	case left <= 0:
@@ -164,6 +162,25 @@ func (s *stage) Seats(seats upgrade.Seats) {
 	case deaths >= windowDeaths:
 		s.fault(&upgrade.StageError{Reason: fmt.Sprintf("%s; it has died %d times within the window", reason, deaths), Tail: seats.Tail})
 	}
+}
+
+// buried forgets a worker, and returns how often one of its slot has died.
+func (s *stage) buried(seats upgrade.Seats) (deaths int, living bool) {
+	s.storing.Lock()
+	defer s.storing.Unlock()
+	s.mu.Lock()
+	r, living := s.known[seats.PID]
+	delete(s.known, seats.PID)
+	if living || seats.Never {
+		s.deaths[seats.Slot]++
+	}
+	deaths, spared := s.deaths[seats.Slot], s.spared
+	s.mu.Unlock()
+	r.Close()
+	if living && spared {
+		s.m.keep.remove(workerEntry(r.ID))
+	}
+	return deaths, living
 }
 
 // Undo is upgrade.Stage's.
@@ -257,16 +274,20 @@ func (s *stage) to(next GenerationState) {
 
 // spare makes the workers this master's to drain, whatever happens from here on.
 func (s *stage) spare() error {
+	s.storing.Lock()
 	s.mu.Lock()
 	first := !s.spared
 	s.spared = true
 	records := s.records()
 	s.mu.Unlock()
+	if first {
+		for _, r := range records {
+			s.keep(r)
+		}
+	}
+	s.storing.Unlock()
 	if !first {
 		return nil
-	}
-	for _, r := range records {
-		s.keep(r)
 	}
 	s.m.keep.Changed()
 	s.m.keep.Sync()

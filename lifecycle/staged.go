@@ -67,6 +67,7 @@ func (m *master) seats(e workerpool.Event) {
 			return
 		}
 	case workerpool.Killing, workerpool.Exited:
+		s.Never = e.From == workerpool.Starting
 		s.Reason, s.Tail = e.Reason, m.pool.LastLines(e.PID)
 	case workerpool.Starting, workerpool.Draining:
 		return

@@ -161,6 +161,25 @@ func TestStage_CrashLoopInTheWindowRollsBack(t *testing.T) {
 	s.stop()
 }
 
+// With shared lanes a worker that dies leaves the lane to the others of its generation.
+func TestStageKills_WorkerOfASharedLaneInTheWindow(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{flags: []string{"-w", "3", "--accept", "shared", "--keep", "1h"}})
+	s.verb("upgrade").demand(t, 0)
+	victim := s.worker(2, 1)
+	signal(t, victim.PID, syscall.SIGKILL)
+	s.gets(2, 100)
+	eventually(t, patience, "it is restarted", func() bool {
+		return len(s.out.find(func(e event) bool {
+			return e.Msg == "Worker is ready" && e.Generation == 2 && e.Worker == 1 && e.PID != victim.PID
+		})) > 0
+	})
+	s.staged(2, control.GenerationWindow, 100)
+	s.verb("promote").demand(t, 0)
+	s.settled(2, 3)
+	s.stop()
+}
+
 // A staged worker that hangs ends the stage, and no client waits for it longer than for any that hangs.
 func TestStage_HungWorkerEndsIt(t *testing.T) {
 	for _, percent := range []int{30, 100} {

@@ -35,6 +35,7 @@ type Seats struct {
 	PID    int      `json:"pid"`
 	Lanes  []string `json:"lanes"`
 	Up     bool     `json:"up"`
+	Never  bool     `json:"never,omitempty"`  // it is gone, and never was ready: it was to take a dead one's place
 	Reason string   `json:"reason,omitempty"` // why it is gone
 	Tail   []string `json:"tail,omitempty"`   // its last lines, where they are known
 }
