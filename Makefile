@@ -7,7 +7,7 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VULN     = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test soak bench check lint vet tidy fuzz test-deps bench-deps clean
+.PHONY: help build run test soak bench bench-peers check lint vet tidy fuzz test-deps bench-deps clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ soak: ## Run all tests in their full counts (takes long)
 
 bench: build ## Print the figures of the README (nothing else should run meanwhile)
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench
+
+bench-peers: ## Measure deploys of nginx, HAProxy, gunicorn, uvicorn and gapless alike, for docs/peers.md (about 4 minutes)
+	PEERS_OUT=$(CURDIR)/docs/peers.md $(GO) test -run '^$$' -bench Peers -benchtime 1x -timeout 30m ./test/peers
 
 check: tidy vet lint test ## What CI runs: tidy, vet, lint and tests
 
@@ -54,9 +57,9 @@ test-deps: ## Install the servers that the tests run as workers (Debian, as root
 		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
 
-bench-deps: ## Install the load generator that `make bench` prefers (Debian, as root)
+bench-deps: ## Install what `make bench` and `make bench-peers` measure with and against (Debian, as root)
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk nginx-light haproxy
 
 clean: ## Remove what was built
 	rm -rf bin
