@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// built is what TestMain has made for all peers.
+// built are the programs that are measured and measure.
 var built struct {
-	gapless string
+	gapless string // made by build
 	self    string // this binary, which plays a server where roleVariable asks for one
 }
 
@@ -26,27 +26,20 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(runAll(m))
+	os.Exit(m.Run())
 }
 
-func runAll(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "gapless-peers-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
+// build makes the gapless of this checkout.
+func build(b *testing.B) {
+	b.Helper()
+	var err error
 	if built.self, err = os.Executable(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		b.Fatal(err)
 	}
-	built.gapless = filepath.Join(dir, "gapless")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built.gapless, "gapless/cmd/gapless")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build gapless:", err)
-		return 1
+	built.gapless = filepath.Join(b.TempDir(), "gapless")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built.gapless, "gapless/cmd/gapless")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("build gapless: %v\n%s", err, out)
 	}
-	return m.Run()
 }

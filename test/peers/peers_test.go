@@ -46,6 +46,7 @@ type outcome struct {
 // BenchmarkPeers measures all peers, one after the other, and prints the table; with PEERS_OUT it is written there.
 func BenchmarkPeers(b *testing.B) {
 	before := loadAverage()
+	build(b)
 	var all []outcome
 	for _, p := range peers() {
 		b.Run(p.name, func(b *testing.B) { // so that -bench Peers/nginx measures these alone
