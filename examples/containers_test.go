@@ -19,9 +19,6 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// arriving are flags of the examples that run is to have; once it has all of them, `gapless check` judges the examples.
-var arriving = []string{"--health", "--lame-duck"}
-
 // container is what an example starts gapless with, and how long that may take to end.
 type container struct {
 	file  string
@@ -165,7 +162,6 @@ func TestContainers(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^ +(-\w, )?(--[a-z-]+)`).FindAllStringSubmatch(string(help), -1) {
 		flags[m[2]] = true
 	}
-	complete := !slices.ContainsFunc(arriving, func(f string) bool { return !flags[f] })
 	for _, c := range []container{kubernetes(t), compose(t), docker(t, "docker/Dockerfile"), docker(t, "docker/uvicorn.Dockerfile")} {
 		t.Run(c.file, func(t *testing.T) {
 			own := c.args[1:]
@@ -176,7 +172,7 @@ func TestContainers(t *testing.T) {
 				t.Fatalf("it runs %q", c.args)
 			}
 			for _, a := range own {
-				if strings.HasPrefix(a, "--") && !flags[a] && !slices.Contains(arriving, a) {
+				if strings.HasPrefix(a, "--") && !flags[a] {
 					t.Errorf("there is no flag %s", a)
 				}
 			}
@@ -186,9 +182,6 @@ func TestContainers(t *testing.T) {
 			}.StopLimit()
 			if !ok || c.grace > 0 && c.grace < limit {
 				t.Errorf("a stop may take %v, and is given %v", limit, c.grace)
-			}
-			if !complete {
-				return
 			}
 			args := append([]string{"check"}, own...)
 			if strings.HasPrefix(c.file, "kubernetes") {

@@ -41,8 +41,10 @@ type ParentConfig struct {
 	DrainTimeout time.Duration
 	PIDFile      string
 	Version      string
-	Control      string // path of the control socket; "": the default one for Listener
-	Listener     string // the first address
+	Control      string        // path of the control socket; "": the default one for Listener
+	Listener     string        // the first address
+	Health       string        // where /livez and /readyz are answered; "": nowhere
+	LameDuck     time.Duration // how long it serves on, not ready any more, before a stop drains
 }
 
 // process is a master, as the parent knows it.
@@ -78,6 +80,7 @@ type parent struct {
 	acks     chan uint64
 	commands chan linkMessage // from the control socket
 	ctl      *controller
+	health   *health
 	ends     chan ended
 	timeout  chan *process // a master that is overdue
 	over     chan struct{} // closed when govern has ended and nobody listens any more
@@ -103,6 +106,7 @@ type parent struct {
 	stopping int                     // how often it was told to stop
 	inCharge bool                    // a master has been in charge
 	kill     <-chan time.Time
+	duckC    <-chan time.Time // when the lame-duck time is over
 	status   int
 	fatal    error // why the parent gives up as soon as the master is there
 }
@@ -148,7 +152,11 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	if p.socket != nil {
 		defer p.socket.Close()
 	}
+	if p.health, err = openHealth(cfg.Health, p.ctl.healthy, log); err != nil {
+		return 1, err
+	}
 	if err := p.startMaster(activated); err != nil {
+		p.health.close()
 		return 1, err
 	}
 	defer p.link.Close()
@@ -157,6 +165,9 @@ func RunParent(cfg ParentConfig, log *zap.Logger) (int, error) {
 	g := NewGroup(log)
 	if p.socket != nil {
 		g.Add("control", func(ctx context.Context) error { return control.Serve(ctx, p.socket, p.ctl, log) })
+	}
+	if p.health.listener != nil {
+		g.Add("health", p.health.run)
 	}
 	g.Add("reaper", p.reap)
 	g.Add("notify", p.hearNotes)
@@ -296,6 +307,8 @@ func (p *parent) govern(ctx context.Context) error {
 			if p.startAgain() {
 				return p.end(ctx)
 			}
+		case <-p.duckC:
+			p.ducked()
 		case <-p.kill:
 			p.kill, p.killed = nil, true
 			p.log.Error("Master does not end; the parent ends everything")
@@ -319,6 +332,13 @@ func (p *parent) signal(sig syscall.Signal) {
 	}
 	if p.stopping > 0 {
 		p.up.stop()
+		p.health.leaving.Store(true)
+	}
+	switch {
+	case sig == syscall.SIGQUIT:
+		p.duckC = nil
+	case p.stopping == 1 && (sig == syscall.SIGTERM || sig == syscall.SIGINT) && p.duck():
+		return
 	}
 	if p.stopping > 0 && p.restartC != nil {
 		p.restartC = time.After(0) // whoever wants it to end does not wait for a pause

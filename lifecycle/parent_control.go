@@ -29,11 +29,12 @@ type controller struct {
 	version string
 	log     *zap.Logger
 
-	mu    sync.Mutex
-	calls map[uint64]*call
-	heard map[int]func(control.Event)
-	next  int
-	last  *control.LastUpgrade
+	mu     sync.Mutex
+	calls  map[uint64]*call
+	heard  map[int]func(control.Event)
+	next   int
+	last   *control.LastUpgrade
+	stopAt time.Time // when the drain of a stop begins that lets it serve on before; zero: none does
 
 	vacancy vacancy
 }
@@ -142,6 +143,9 @@ func (c *controller) Status(ctx context.Context) (control.Status, error) {
 	s.Version, s.ParentPID = c.version, os.Getpid()
 	c.mu.Lock()
 	s.LastUpgrade = c.last
+	if d := time.Until(c.stopAt); d > 0 {
+		s.Detail += fmt.Sprintf("; it stops: the drain begins in %v", d.Round(time.Second))
+	}
 	c.mu.Unlock()
 	return s, nil
 }

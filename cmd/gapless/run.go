@@ -50,6 +50,9 @@ type runCmd struct {
 	Keep         time.Duration `default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
 	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain."`
 
+	LameDuck time.Duration `default:"0s" help:"After TERM or INT: not ready any more by --health, but serving on for so long before the drain."`
+	Health   string        `placeholder:"ADDR" help:"Where /livez and /readyz are answered, such as :8081."`
+
 	Preview string `placeholder:"[NAME=]ADDR" help:"An address whose connections reach the staged generation, and the one in charge while none is staged; NAME is the listener that is previewed, by default the first."`
 
 	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
@@ -108,7 +111,7 @@ func (c *runCmd) Run(r *result) error {
 	}
 	r.status, r.err = lifecycle.RunParent(lifecycle.ParentConfig{
 		Binary: binary, Args: os.Args[1:], DrainTimeout: cfg.DrainTimeout, PIDFile: cfg.PIDFile,
-		Version: version, Control: cfg.Control, Listener: cfg.Addresses[0].String(),
+		Version: version, Control: cfg.Control, Listener: cfg.Addresses[0].String(), Health: c.Health, LameDuck: c.LameDuck,
 	}, log)
 	return nil
 }
@@ -224,7 +227,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		value time.Duration
 	}{
 		{"--settle", c.Settle}, {"--start-timeout", c.StartTimeout}, {"--drain-timeout", c.DrainTimeout}, {"--drain-extra", c.DrainExtra},
-		{"--close-spread", c.CloseSpread}, {"--keep", c.Keep}, {"--max-worker-lifetime", c.MaxWorkerLifetime}, {"--probation", c.Probation}, {"--watchdog", c.Watchdog}, {"--before-start-timeout", c.BeforeStartTimeout},
+		{"--close-spread", c.CloseSpread}, {"--keep", c.Keep}, {"--max-worker-lifetime", c.MaxWorkerLifetime}, {"--probation", c.Probation}, {"--lame-duck", c.LameDuck}, {"--watchdog", c.Watchdog}, {"--before-start-timeout", c.BeforeStartTimeout},
 	} {
 		if d.value < 0 {
 			return cfg, fmt.Errorf("%s: %v is negative; write a duration such as 30s", d.flag, d.value)
