@@ -113,6 +113,7 @@ func (m *master) firstCharge() error {
 	m.log.Info("Application startup complete", zap.Strings("addresses", m.serving()), zap.Int("workers", m.cfg.Workers),
 		zap.Strings("accept", m.accepts()), zap.Duration("took", m.sinceBegan()))
 	if m.cfg.Banner {
+		_ = m.log.Sync() // the banner comes after what was logged
 		fmt.Fprint(os.Stderr, m.banner())
 	}
 	return nil

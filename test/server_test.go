@@ -27,6 +27,7 @@ type options struct {
 	wrapper []string   // what the binary is run by, such as setpriv
 	dir     string     // where it is run; "": a directory of its own
 	stdio   *os.File   // instead of a file: a terminal
+	print   *os.File   // likewise, for what it prints only
 	files   []*os.File // from descriptor 3 on
 	noCount bool       // the number of workers is not for a flag to say
 }
@@ -130,6 +131,9 @@ func (s *server) run(o options) {
 	// The control socket goes where no other run's is.
 	s.cmd.Env = append(append(os.Environ(), s.mark, raceOptions, "GAPLESS_RUNTIME_DIR="+runtimeDir), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr, s.cmd.ExtraFiles = log, log, o.files
+	if o.print != nil {
+		s.cmd.Stdout, s.cmd.Stderr = o.print, o.print
+	}
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
 		s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"gapless/internal/app"
 	"gapless/internal/execstep"
@@ -114,10 +115,21 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, er
 	)
 }
 
-// report prints the error, if there is one, as one line.
+// reportPatience is how long an end waits for a place that does not take its reason.
+const reportPatience = time.Second
+
+// report prints the error, if there is one, as one line. A pipe that nobody reads does not keep the process from its end.
 func (r result) report(stderr io.Writer) int {
 	if r.err != nil {
-		fmt.Fprintf(stderr, "gapless: %v\n", r.err)
+		printed := make(chan struct{})
+		go func() {
+			defer close(printed)
+			fmt.Fprintf(stderr, "gapless: %v\n", r.err)
+		}()
+		select {
+		case <-printed:
+		case <-time.After(reportPatience):
+		}
 		if r.status == statusOK {
 			return statusFailed
 		}
@@ -145,7 +157,9 @@ func hidden(args []string, stderr io.Writer) (result, bool) {
 	case "app":
 		return result{err: app.Main(args[1:], stderr)}, true
 	case "relay":
-		return result{err: lifecycle.RunRelay(logging.New(logging.DefaultFormat(), zapcore.InfoLevel))}, true
+		log := logging.New(logging.DefaultFormat(), zapcore.InfoLevel)
+		defer func() { _ = log.Sync() }()
+		return result{err: lifecycle.RunRelay(log)}, true
 	case "probe":
 		return result{err: procfs.ProbeMain(os.Stdin, os.Stdout)}, true
 	}

@@ -101,6 +101,7 @@ func (c *runCmd) Run(r *result) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = log.Sync() }() // what it says of itself is that nobody listens
 	if lifecycle.IsMaster() {
 		*r = masterResult(lifecycle.RunMaster(cfg, c.reread, log))
 		return nil
@@ -141,7 +142,15 @@ func takePlace() result {
 		cfg, err := fresh.Run.config()
 		return cfg, fresh.Run.explain(err)
 	}
-	return masterResult(lifecycle.ResumeMaster(version, reread, newLogger))
+	log := zap.NewNop()
+	defer func() { _ = log.Sync() }()
+	return masterResult(lifecycle.ResumeMaster(version, reread, func(cfg lifecycle.Config) (*zap.Logger, error) {
+		l, err := newLogger(cfg)
+		if err == nil {
+			log = l
+		}
+		return l, err
+	}))
 }
 
 func newLogger(cfg lifecycle.Config) (*zap.Logger, error) {

@@ -1,9 +1,14 @@
 // Package logging makes the loggers of gapless's processes: lines like uvicorn's on a terminal, one JSON object a line
 // elsewhere. All go to standard error.
+//
+// Logging never blocks. What standard error does not take waits, up to a mebibyte; beyond that lines are dropped, and a
+// line says how many where they are missing. Sync writes what waits, and gives up after half a second: who ends a process
+// calls it last.
 package logging
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"slices"
@@ -24,14 +29,29 @@ const (
 
 // New returns a logger that writes lines of a format and a level to standard error.
 func New(format string, level zapcore.Level) *zap.Logger {
-	out := zapcore.Lock(os.Stderr)
+	return newLogger(os.Stderr, format, level, colours())
+}
+
+func newLogger(out io.Writer, format string, level zapcore.Level, colour bool) *zap.Logger {
+	var enc zapcore.Encoder
 	if format == Console {
-		return zap.New(zapcore.NewCore(newConsole(colours()), out, level))
+		enc = newConsole(colour)
+	} else {
+		cfg := zap.NewProductionEncoderConfig()
+		cfg.TimeKey, cfg.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+		cfg.EncodeDuration = zapcore.SecondsDurationEncoder
+		enc = zapcore.NewJSONEncoder(cfg)
 	}
-	cfg := zap.NewProductionEncoderConfig()
-	cfg.TimeKey, cfg.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
-	cfg.EncodeDuration = zapcore.SecondsDurationEncoder
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(cfg), out, level))
+	missing := func(n int) []byte {
+		e := zapcore.Entry{Level: zapcore.WarnLevel, Time: time.Now(), Message: "Lines of this log were dropped: standard error did not take them"}
+		buf, err := enc.Clone().EncodeEntry(e, []zapcore.Field{zap.Int("dropped", n)})
+		if err != nil { // neither of the two encoders fails at this
+			return nil
+		}
+		defer buf.Free()
+		return append([]byte(nil), buf.Bytes()...)
+	}
+	return zap.New(zapcore.NewCore(enc, newSink(out, missing), level))
 }
 
 // DefaultFormat is console on a terminal, else JSON.

@@ -97,6 +97,7 @@ func TestNew_WritesOneJSONObjectALine(t *testing.T) {
 		log := New(JSON, zapcore.WarnLevel)
 		log.Info("not this one")
 		log.Warn("Worker died", zap.Int("pid", 5), zap.Duration("took", 1500*time.Millisecond), zap.String("text", "a\nb"))
+		_ = log.Sync()
 	})
 	if strings.Count(got, "\n") != 1 {
 		t.Fatalf("got %q", got)
@@ -121,7 +122,9 @@ func TestNew_ConsoleOnAPipeHasNoColours(t *testing.T) {
 		if f := DefaultFormat(); f != JSON {
 			t.Errorf("the default on a pipe is %s", f)
 		}
-		New(Console, zapcore.InfoLevel).Info("m")
+		log := New(Console, zapcore.InfoLevel)
+		log.Info("m")
+		_ = log.Sync()
 	})
 	if got != "INFO:     m\n" {
 		t.Errorf("got %q", got)
