@@ -33,6 +33,7 @@ type Config struct {
 
 	BeforeStart        []string
 	BeforeStartTimeout time.Duration
+	AfterPromote       []string
 
 	MaxMemory   int64         // of a worker, in bytes; 0: no limit
 	MaxLifetime time.Duration // of a worker; 0: no limit

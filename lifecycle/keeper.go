@@ -220,6 +220,7 @@ func (m *master) snapshot() ledger {
 	defer m.account.Unlock()
 	l.Revision, l.Next, l.Wanted, l.Operation = m.account.revision, m.account.next, m.account.wanted, m.account.operation
 	l.Configured, l.Acked = m.account.configured, m.link.recall()
+	l.After, l.AfterFailed = m.account.after, m.account.afterFailed
 	l.Facts = append([]facts{*m.facts.Load()}, m.account.older...)
 	if s := m.stage.Load(); s != nil {
 		workers, known := s.kept()
@@ -247,6 +248,7 @@ func (m *master) syncAccount() {
 	defer m.account.Unlock()
 	m.account.revision, m.account.next, m.account.wanted, m.account.older = m.revision, m.next, m.wanted, m.older
 	m.account.configured = m.configured
+	m.account.after, m.account.afterFailed = m.after, m.afterFailed
 }
 
 // pin makes a launcher the one for the workers to come, also for those of a master that follows after a sudden death.
@@ -262,6 +264,8 @@ type account struct {
 	wanted, configured int
 	older              []facts
 	operation          *operationRecord
+	after              []afterRecord
+	afterFailed        string
 }
 
 // record is how this launcher's workers are started.
@@ -298,6 +302,7 @@ func (m *master) firstLedger(inv *upgrade.Inventory, in inheritance) ledger {
 	for _, q := range append(m.queues.all(), in.queues...) {
 		l.Queues = append(l.Queues, q.generation)
 	}
+	l.After = m.afterwards(in.legacy.After)
 	l.Recipe = m.pinned.Load().record()
 	return l
 }

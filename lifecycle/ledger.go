@@ -37,6 +37,9 @@ type ledger struct {
 	Queues     []int                  `json:"queues"` // the generations whose handoff queues it holds, its own first
 	Operation  *operationRecord       `json:"operation,omitempty"`
 	Stopping   bool                   `json:"stopping"`
+
+	After       []afterRecord `json:"after,omitempty"`
+	AfterFailed string        `json:"after_failed,omitempty"`
 }
 
 // recipeRecord is how workers are started, so that one that is restarted gets what its predecessor had.

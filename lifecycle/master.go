@@ -37,10 +37,11 @@ type master struct {
 	began      time.Time
 	state      stateBox
 
-	left    *heritage // of a dead master whose place this one takes; nil: it does not
-	keep    *keeper
-	account account
-	files   upgrade.Handover // flip, whose lanes the parent keeps as well
+	left       *heritage // of a dead master whose place this one takes; nil: it does not
+	keep       *keeper
+	account    account
+	departures chan struct{}    // has room for one: a worker of an older generation has gone
+	files      upgrade.Handover // flip, whose lanes the parent keeps as well
 
 	machinery
 	flip    upgrade.Handover
@@ -67,20 +68,22 @@ type master struct {
 	aimed atomic.Int64          // how many workers there are or are to be, as far as their starts need to know
 
 	// The rest belongs to the goroutine of govern.
-	reread     func() (Config, error)
-	next       int     // the number of the next generation
-	revision   int     // of this one; raised by each reload
-	wanted     int     // how many workers there are to be
-	configured int     // how many the configuration says
-	started    int     // how many there were at first
-	more       int     // how many more were asked for by signals before they were ready; negative: fewer
-	older      []facts // of generations that may still have workers
-	op         *operation
-	opDone     <-chan error
-	wishes     wishes
-	stop       *linkMessage // the order to stop
-	bereft     bool         // the parent has gone
-	refusal    *time.Ticker // runs while stopping, until new clients are refused
+	reread      func() (Config, error)
+	next        int           // the number of the next generation
+	revision    int           // of this one; raised by each reload
+	wanted      int           // how many workers there are to be
+	configured  int           // how many the configuration says
+	started     int           // how many there were at first
+	more        int           // how many more were asked for by signals before they were ready; negative: fewer
+	after       []afterRecord // what is to run when older generations are gone
+	afterFailed string        // what became of the last that did not end well; "": it did
+	older       []facts       // of generations that may still have workers
+	op          *operation
+	opDone      <-chan error
+	wishes      wishes
+	stop        *linkMessage // the order to stop
+	bereft      bool         // the parent has gone
+	refusal     *time.Ticker // runs while stopping, until new clients are refused
 
 	stage     atomic.Pointer[stage] // beside this one's; nil: none
 	own       *generationBox        // of this generation, as it stands beside a staged one
@@ -138,7 +141,7 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 }
 
 func newMaster(cfg Config, left *heritage, reread func() (Config, error), on machinery, log *zap.Logger) *master {
-	m := &master{cfg: cfg, left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
+	m := &master{cfg: cfg, departures: make(chan struct{}, 1), left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
 		events: log, log: log, began: time.Now(), herald: newHerald()}
 	m.limits.since = m.began
 	m.own = newGenerationBox(0, GenerationActive) // looked at while this master is in charge

@@ -57,6 +57,8 @@ func (m *master) govern(ctx context.Context) error {
 				m.limits.released(m.revision)
 			}
 			m.ended(ctx, err)
+		case <-m.departures:
+			m.proceed(ctx)
 		case <-gone:
 			gone, m.bereft = nil, true
 			m.log.Warn("The parent has gone; everything drains")
@@ -246,7 +248,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 	}
 	answer, _ := m.op.waiting()
 	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: answer, Began: m.op.began,
-		Facts: append([]facts{*m.facts.Load()}, m.older...), Preview: m.preview.name})
+		Facts: append([]facts{*m.facts.Load()}, m.older...), Preview: m.preview.name, After: m.after})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

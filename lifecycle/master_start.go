@@ -235,6 +235,8 @@ type legacy struct {
 	Answer []uint64  `json:"answer,omitempty"` // the commands that wait for the upgrade's outcome
 	Began  time.Time `json:"began"`            // the upgrade
 	Facts  []facts   `json:"facts"`            // of the generations that still have workers
+	// After is what is still to run when older generations are gone.
+	After []afterRecord `json:"after,omitempty"`
 	// Preview names the file of the preview's socket; "": there is none.
 	Preview string `json:"preview,omitempty"`
 }
@@ -331,6 +333,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.pool.Adopt(in.workers)
 	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
 	m.dropPreview(in.legacy.Preview)
+	m.after = m.afterwards(in.legacy.After)
 	m.wanted = m.started
 	m.account.operation = &operationRecord{Kind: control.KindUpgrade, Target: m.generation, Began: in.legacy.Began, Answer: in.legacy.Answer, Done: true}
 	m.syncAccount()

@@ -17,10 +17,10 @@ import (
 
 // operation is what changes the set of workers as a whole. A master does one at a time.
 type operation struct {
-	kind   string // control's: upgrade, reload, scale
+	kind   string // control's: upgrade, reload, scale, after-promote
 	cancel context.CancelCauseFunc
 	began  time.Time
-	target int // the generation that an upgrade is to bring
+	target int // the generation that an upgrade is to bring, or that something is to follow
 	// workers is the number that a reload has found configured. The operation's goroutine writes it before its end.
 	workers int
 
@@ -117,6 +117,8 @@ func (m *master) proceed(ctx context.Context) {
 	case m.op != nil || m.state.get() != Serving:
 	case m.stop != nil:
 		m.beginStop()
+	case m.afterDue():
+		m.runAfter(ctx)
 	case len(m.wishes.upgrade) > 0:
 		for _, msg := range m.wishes.upgrade {
 			m.link.ack(msg)
@@ -189,19 +191,15 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 }
 
 func article(kind string) string {
-	if kind == control.KindUpgrade {
+	if kind == control.KindUpgrade || kind == control.KindAfterPromote {
 		return "an"
 	}
 	return "a"
 }
 
-// begin starts an operation; its end comes to govern as m.opDone.
-func (m *master) begin(ctx context.Context, kind string, answer []uint64, run func(context.Context) error) {
+// begin starts an operation, of which target is the generation that it is about, 0 if that is this one; its end comes to govern as m.opDone.
+func (m *master) begin(ctx context.Context, kind string, answer []uint64, target int, run func(context.Context) error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	target := 0
-	if kind == control.KindUpgrade {
-		target = m.next - 1
-	}
 	m.op = &operation{kind: kind, cancel: cancel, began: time.Now(), answer: answer, target: target}
 	if s := m.stage.Load(); s != nil {
 		s.op = m.op
@@ -238,6 +236,8 @@ func (m *master) ended(ctx context.Context, err error) {
 	case control.KindUpgrade:
 		m.aborted(err, staged)
 		m.emit(control.Event{Kind: op.kind, Generation: op.target, State: "aborted", Reason: result.Reason, LastLines: result.Tail, TookSeconds: result.TookSeconds})
+	case control.KindAfterPromote:
+		m.afterEnded(op, err)
 	default:
 		if err != nil && op.kind == control.KindScale {
 			m.wanted = len(m.pool.Slots()) // else it is as it was, or what signals have made of it meanwhile
@@ -293,7 +293,7 @@ func (m *master) scale(ctx context.Context, answer []uint64) {
 	n := m.wanted
 	m.log.Info("Scaling", zap.Int("from_workers", len(m.pool.Slots())), zap.Int("workers", n))
 	m.aimed.Store(int64(n))
-	m.begin(ctx, control.KindScale, answer, func(ctx context.Context) error {
+	m.begin(ctx, control.KindScale, answer, 0, func(ctx context.Context) error {
 		m.begun(m.scaling(n))
 		return m.pool.Scale(ctx, n, m.order("there are to be fewer workers", false))
 	})
@@ -303,7 +303,7 @@ func (m *master) scale(ctx context.Context, answer []uint64) {
 func (m *master) reload(ctx context.Context, answer []uint64) {
 	revision := m.revision + 1
 	m.log.Info("Reload started", zap.Int("revision", revision))
-	m.begin(ctx, control.KindReload, answer, func(ctx context.Context) (err error) {
+	m.begin(ctx, control.KindReload, answer, 0, func(ctx context.Context) (err error) {
 		cfg, err := m.reread()
 		if err != nil {
 			return err

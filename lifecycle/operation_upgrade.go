@@ -101,7 +101,7 @@ func (m *master) upgrade(ctx context.Context, answer []uint64, request *stageReq
 		}
 		m.stage.Store(s)
 	}
-	m.begin(ctx, control.KindUpgrade, answer, func(ctx context.Context) error { return m.attempt(a, ctx) })
+	m.begin(ctx, control.KindUpgrade, answer, generation, func(ctx context.Context) error { return m.attempt(a, ctx) })
 }
 
 // plan is what becomes of the new generation when it is ready.

@@ -220,6 +220,7 @@ func (m *master) resume(charge chan struct{}) error {
 	}
 	m.pool.Resume(slots, workerpool.Recipe{Revision: m.revision, Launch: l.launch}, append(records, unknown...), order)
 	m.account.operation = h.Operation
+	m.after, m.afterFailed = h.After, h.AfterFailed
 	m.syncAccount()
 	if err := m.keep.begin(m.snapshot()); err != nil {
 		m.log.Error("This master would not be survived", zap.Error(err))
@@ -281,6 +282,11 @@ func killedMeanwhile(op *operationRecord, generation int) string {
 // concludes answers those who wait for what the dead master had under way.
 func (m *master) concludes(op *operationRecord) {
 	if op == nil {
+		return
+	}
+	if op.Kind == control.KindAfterPromote {
+		m.afterInterrupted(op)
+		m.note() // nothing is under way any more
 		return
 	}
 	r := control.Result{OK: op.Done, Generation: m.generation, Revision: m.revision, TookSeconds: m.began.Sub(op.Began).Seconds()}

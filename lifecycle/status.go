@@ -241,6 +241,9 @@ func (m *master) verdict(state string, slots []workerpool.SlotInfo, staged *cont
 	if degraded == "" {
 		degraded = m.limits.badRelease()
 	}
+	if degraded == "" {
+		degraded = m.afterFailed
+	}
 	if degraded != "" && state == control.StateServing {
 		state = control.StateDegraded
 	}

@@ -18,6 +18,7 @@ type event struct {
 	Msg        string   `json:"msg"`
 	Generation int      `json:"generation"`
 	To         int      `json:"to_generation"`
+	After      int      `json:"after_generation"`
 	PID        int      `json:"pid"`
 	Worker     int      `json:"worker"`
 	State      string   `json:"state"`

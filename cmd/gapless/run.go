@@ -57,6 +57,7 @@ type runCmd struct {
 
 	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
 	BeforeStartTimeout time.Duration `default:"0s" help:"For the previous steps together; 0: no limit."`
+	AfterPromote       []string      `placeholder:"CMD" sep:"none" help:"Repeatable. Run by sh once after an upgrade, when the last worker of older generations is gone; a failure undoes nothing."`
 
 	MaxWorkerMemory   string        `placeholder:"SIZE" help:"A worker that occupies more is replaced: 512MiB, 2GB, or bytes."`
 	MaxWorkerLifetime time.Duration `default:"0s" help:"A worker that is older is replaced, spread by a tenth; 0: no limit."`
@@ -176,7 +177,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	cfg := lifecycle.Config{
 		Version: version, Command: c.Command, Chdir: c.Chdir, Settle: c.Settle, StartTimeout: c.StartTimeout,
 		DrainTimeout: c.DrainTimeout, DrainExtra: c.DrainExtra, CloseSpread: c.CloseSpread, Keep: c.Keep,
-		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
+		BeforeStart: c.BeforeStart, BeforeStartTimeout: c.BeforeStartTimeout, AfterPromote: c.AfterPromote, User: c.User, Group: c.Group, PIDFile: c.PIDFile,
 		MaxLifetime: c.MaxWorkerLifetime, Surge: c.Surge, Probation: c.Probation, Watchdog: c.Watchdog, EnvFiles: c.EnvFile, Control: c.Control, LogPrefix: c.LogPrefix,
 		LogFormat: c.LogFormat, LogLevel: c.LogLevel, Adapter: c.Adapter,
 	}

@@ -120,6 +120,7 @@ func TestRun_Flags(t *testing.T) {
 		{"--stop-signal QUIT", func(c *lifecycle.Config) { c.StopSignal = syscall.SIGQUIT }},
 		{"--stop-signal sigint", func(c *lifecycle.Config) { c.StopSignal = syscall.SIGINT }},
 		{"--before-start a,b --before-start c", func(c *lifecycle.Config) { c.BeforeStart = []string{"a,b", "c"} }},
+		{"--after-promote a,b --after-promote c", func(c *lifecycle.Config) { c.AfterPromote = []string{"a,b", "c"} }},
 		{"--before-start-timeout 9s", func(c *lifecycle.Config) { c.BeforeStartTimeout = 9 * time.Second }},
 		{"--max-worker-memory 512MiB", func(c *lifecycle.Config) { c.MaxMemory = 512 << 20 }},
 		{"--max-worker-lifetime 1h", func(c *lifecycle.Config) { c.MaxLifetime = time.Hour }},

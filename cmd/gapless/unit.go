@@ -119,7 +119,7 @@ func (u *unitFlags) settings(c *runCmd, node *kong.Node) (unit.Settings, error) 
 	if s.Command, err = command(cfg); err != nil {
 		return s, err
 	}
-	if (len(s.Command) > 0 || len(c.BeforeStart) > 0) && c.Chdir == "" { // what the command means is often where it is
+	if (len(s.Command) > 0 || len(c.BeforeStart)+len(c.AfterPromote) > 0) && c.Chdir == "" { // what the command means is often where it is
 		if c.Chdir, err = filepath.Abs("."); err != nil {
 			return s, fmt.Errorf("--chdir: the current directory is unknown (%w): name one", err)
 		}
@@ -249,7 +249,7 @@ func (c *runCmd) paths(node *kong.Node, cfg lifecycle.Config) (all, written []st
 			written = append(written, a.Addr)
 		}
 	}
-	for _, arg := range slices.Concat(cfg.Command, c.BeforeStart) { // --bind unix:/tmp/x.sock
+	for _, arg := range slices.Concat(cfg.Command, c.BeforeStart, c.AfterPromote) { // --bind unix:/tmp/x.sock
 		if i := strings.Index(arg, "/"); i >= 0 {
 			all = append(all, arg[i:])
 		}

@@ -178,14 +178,15 @@ type LastUpgrade struct {
 
 // The kinds of an Event.
 const (
-	KindWorker  = "worker"  // a worker went From one State to another
-	KindMaster  = "master"  // a master did
-	KindUpgrade = "upgrade" // State is a phase: steps, starting, ready, staged, verify, shift, window, commit, drain, done, aborted
-	KindReload  = "reload"  // likewise
-	KindScale   = "scale"   // likewise
-	KindStop    = "stop"    // likewise
-	KindLane    = "lane"    // a lane got another weight
-	KindLog     = "log"     // Text, for people
+	KindWorker       = "worker"        // a worker went From one State to another
+	KindMaster       = "master"        // a master did
+	KindUpgrade      = "upgrade"       // State is a phase: steps, starting, ready, staged, verify, shift, window, commit, drain, done, aborted
+	KindReload       = "reload"        // likewise
+	KindScale        = "scale"         // likewise
+	KindStop         = "stop"          // likewise
+	KindAfterPromote = "after-promote" // State: starting, done, failed; of Generation
+	KindLane         = "lane"          // a lane got another weight
+	KindLog          = "log"           // Text, for people
 )
 
 // Event is something that happened. Fields that say nothing of it are absent.
