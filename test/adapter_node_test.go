@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ const server = http.createServer((req, res) => {
     res.end(Buffer.concat(body));
   }, Number(new URL(req.url, 'http://x').searchParams.get('ms'))));
 }).listen(process.env.PORT || 3000);
+server.keepAliveTimeout = 60000; // a slow machine may take longer than node's five seconds to send again
 `
 
 // nodeApp runs such an application, with more behind it.
@@ -212,4 +214,42 @@ func TestNode_AdapterThatCannotBeLoaded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever dies, the others see to it that nothing more is lost than what died with it: a master nothing, and a worker that
+// takes connections those that it has.
+func TestNode_Deaths(t *testing.T) {
+	t.Run("of masters", func(t *testing.T) {
+		s := nodeApp(t, options{}, "")
+		p := plan{addr: s.addr, streams: nodeStreams(150), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: time.Second}
+		r := p.under(t, 4, func(i int) {
+			if i%2 == 0 {
+				s.killMaster()
+			} else {
+				s.upgrade(i/2 + 2)
+			}
+		})
+		r.untouched(t, p)
+		s.adapterInForce()
+		s.stop()
+	})
+	t.Run("of a worker that takes connections", func(t *testing.T) {
+		s := nodeApp(t, options{}, "")
+		p := plan{addr: s.addr, streams: nodeStreams(150), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: 2 * time.Second}
+		r := p.under(t, 1, func(int) {
+			s.upgrade(2)
+			signal(t, s.worker(2, 0).PID, syscall.SIGKILL)
+		})
+		connections := 0
+		for _, stream := range p.streams {
+			connections += stream.Connections
+		}
+		if n := r.closed(p); n > connections { // none twice; it may have died before it had any
+			t.Errorf("%d of %d connections were closed", n, connections)
+		}
+		r = p.under(t, 1, func(int) { s.upgrade(3) })
+		r.untouched(t, p)
+		s.settled(3, 2)
+		s.stop()
+	})
 }

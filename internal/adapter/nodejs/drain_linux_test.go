@@ -158,6 +158,7 @@ func TestDrain_Stop(t *testing.T) {
 
 // A queue that is full, or whose reader has gone, costs nothing: what cannot leave is served, and leaves later if it can.
 func TestDrain_QueueThatTakesNothing(t *testing.T) {
+	t.Parallel()
 	fill := func(t *testing.T, sf *handoff.Sender) (n int) {
 		t.Helper()
 		_, w, err := handoff.NewPair()
@@ -262,6 +263,7 @@ func TestDrain_QueueThatTakesNothing(t *testing.T) {
 // The kernel's limit on descriptors in flight is that on open files, for all but the mighty. A connection that it keeps
 // from leaving is served on.
 func TestDrain_TooManyDescriptorsInFlight(t *testing.T) {
+	t.Parallel()
 	a := launch(t, echo, setting{common: true})
 	var cs []*client
 	for range 8 {

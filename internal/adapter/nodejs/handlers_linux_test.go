@@ -54,6 +54,7 @@ func TestDrain_OwnHandlers(t *testing.T) {
 
 // WebSockets stay until shortly before the deadline, and are told why they end.
 func TestDrain_WebSockets(t *testing.T) {
+	t.Parallel()
 	a := launch(t, echo+`
 server.on('upgrade', (req, socket, head) => {
   socket.write('HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n');
@@ -92,6 +93,7 @@ server.on('upgrade', (req, socket, head) => {
 
 // Event streams have no end: on a full stop the program's handlers do not wait for them, in an upgrade they do.
 func TestDrain_EventStreams(t *testing.T) {
+	t.Parallel()
 	const script = `
 const server = require('http').createServer((req, res) => {
   res.writeHead(200, { 'Content-Type': 'text/event-stream' });
@@ -130,6 +132,7 @@ process.on('SIGTERM', () => { console.log('closed'); process.exit(0); });
 
 // What is reported while it drains.
 func TestDrain_Status(t *testing.T) {
+	t.Parallel()
 	a := launch(t, echo, setting{})
 	slow := a.dial()
 	slow.send(request("/1500", strings.Repeat("x", 1000)))

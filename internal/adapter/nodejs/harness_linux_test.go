@@ -30,13 +30,14 @@ const patience = 30 * time.Second
 
 // app is a program of node with the adapter, whose master is the test.
 type app struct {
-	t      *testing.T
-	dir    string
-	addr   string
-	cmd    *exec.Cmd
-	exited chan struct{}
-	master *channel.Conn
-	queue  *handoff.Sender // to its own queue
+	t       *testing.T
+	dir     string
+	addr    string
+	network string
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	master  *channel.Conn
+	queue   *handoff.Sender // to its own queue
 }
 
 type setting struct {
@@ -45,6 +46,8 @@ type setting struct {
 	env    []string
 	silent bool // it will not say that it is ready
 	common bool // it has no privileges
+	unix   bool // its socket is a unix one
+	tls    bool // it takes no connections
 }
 
 const sockets = 1 // that each app inherits, called "web"
@@ -88,13 +91,21 @@ func launch(t *testing.T, script string, with setting) *app {
 		}
 	}
 
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	a.network = "tcp4"
+	at := "127.0.0.1:0"
+	if with.unix {
+		a.network, at = "unix", filepath.Join(a.dir, "socket")
+	}
+	l, err := net.Listen(a.network, at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	a.addr = l.Addr().String()
-	lf, err := l.(*net.TCPListener).File()
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	lf, err := l.(interface{ File() (*os.File, error) }).File()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +171,7 @@ func launch(t *testing.T, script string, with setting) *app {
 	if !ok || hello.Version != channel.Version {
 		t.Fatalf("the second word is %+v", hello)
 	}
-	if m, ok := a.hear().(channel.Ready); !ok || !m.Drain || !m.Handoff {
+	if m, ok := a.hear().(channel.Ready); !ok || !m.Drain || m.Handoff == with.tls {
 		t.Fatalf("the third word is %+v, and not that it is ready, drains and takes connections", m)
 	}
 	return a
@@ -242,7 +253,7 @@ type client struct {
 
 func (a *app) dial() *client {
 	a.t.Helper()
-	c, err := net.Dial("tcp", a.addr)
+	c, err := net.Dial(a.network, a.addr)
 	if err != nil {
 		a.t.Fatal(err)
 	}

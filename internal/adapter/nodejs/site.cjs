@@ -32,6 +32,11 @@ class Site {
     return this.web && !this.secure;
   }
 
+  // closing says whether, in a drain, responses are their connections' last.
+  get closing() {
+    return this.web && (this.worker.closing || !this.takes);
+  }
+
   get busy() {
     if (!this.web && this.sessions.size === 0) return this.server._connections;
     return this.open.size + this.upgraded.size + this.parked.size + this.sessions.size + this.arriving;
@@ -117,7 +122,7 @@ class Site {
   // asked is told of a request that comes during the drain.
   asked(socket, res) {
     res.once('close', () => this.worker.soon());
-    if (!this.web || !this.worker.closing) return;
+    if (!this.closing) return;
     // Of requests that were sent together only the last one's answer may be the connection's last.
     const before = socket.gaplessLast;
     if (before && !before.headersSent) before.shouldKeepAlive = true;
@@ -178,6 +183,7 @@ class Site {
 
   // lastResponses has every response that can still say so be its connection's last, unless more requests wait behind it.
   lastResponses() {
+    if (!this.closing) return;
     for (const socket of this.open) {
       const { _httpMessage: res, parser } = socket;
       if (res && !res.headersSent && parser && parser.incoming === res.req) this.last(socket, res);

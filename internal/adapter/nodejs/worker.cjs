@@ -115,7 +115,10 @@ class Worker {
     this.order = { stop, latest: from + time - margin, last: from + time - margin / 2, spread: m.spread_ms || 0 };
     this.limit = stop ? Math.min(from + STOP_IDLE, this.order.latest) : this.order.latest;
     if (m.handoff && !stop) this.out = this.openOut(m.queue);
-    for (const site of this.sites) site.stopAccepting();
+    for (const site of this.sites) {
+      site.stopAccepting();
+      site.lastResponses();
+    }
     if (this.out) {
       this.receiving(false); // the master moves on what is left
     } else {
