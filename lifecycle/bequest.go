@@ -1,10 +1,12 @@
 package lifecycle
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"gapless/internal/packet"
 	"gapless/upgrade"
@@ -40,6 +42,8 @@ func (m *master) takeBequest(opts upgrade.InventoryOptions) (activated map[strin
 	if len(lanes) == 0 && len(ledgers) == 0 {
 		return activated, nil, nil
 	}
+	names := slices.Sorted(maps.Keys(lanes))
+	defer func() { m.dropBequest(names, inv) }()
 	opts.Activated = activated
 	state, ok := m.latestState(ledgers)
 	if !ok {
@@ -56,6 +60,33 @@ func (m *master) takeBequest(opts upgrade.InventoryOptions) (activated map[strin
 		m.log.Warn("Took the sockets over from a gapless that was killed; whoever waits there is served", zap.Stringers("addresses", held))
 	}
 	return activated, inv, nil
+}
+
+// dropBequest has the service manager forget the lanes that are not taken over, or nobody could open a socket there.
+func (m *master) dropBequest(names []string, inv *upgrade.Inventory) {
+	for _, name := range names {
+		if inv == nil || inv.Lane(name) == nil {
+			m.keep.remove(vaultLane + name)
+			m.patient = true
+		}
+	}
+}
+
+// claimFreed is how long the service manager may take to close what it was told to forget.
+const (
+	claimFreed = 5 * time.Second
+	claimAgain = 20 * time.Millisecond
+)
+
+// claimOne opens an address. Where a lane of a killed gapless was given up, the service manager may hold it for a moment more.
+func (m *master) claimOne(a upgrade.Address) error {
+	for deadline := time.Now().Add(claimFreed); ; {
+		err := m.inv.Claim(a, m.cfg.Accept)
+		if !m.patient || !errors.Is(err, upgrade.ErrAddressInUse) || time.Now().After(deadline) {
+			return err
+		}
+		<-time.After(claimAgain)
+	}
 }
 
 // latestState reads the latest ledger that can be read. It closes the files.

@@ -83,6 +83,7 @@ type master struct {
 	wishes      wishes
 	stop        *linkMessage // the order to stop
 	bereft      bool         // the parent has gone
+	patient     bool         // an address may be freed in a moment
 	refusal     *time.Ticker // runs while stopping, until new clients are refused
 
 	stage     atomic.Pointer[stage] // beside this one's; nil: none

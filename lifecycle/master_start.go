@@ -163,7 +163,7 @@ func (m *master) claim() (names []string, err error) {
 		m.inv = upgrade.NewInventory(m.files, opts)
 	}
 	for _, a := range m.cfg.Addresses {
-		if err := m.inv.Claim(a, m.cfg.Accept); err != nil {
+		if err := m.claimOne(a); err != nil {
 			return nil, errors.Join(err, m.unlink())
 		}
 		names = append(names, a.Name)

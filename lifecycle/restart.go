@@ -199,6 +199,10 @@ func (m *process) release() {
 func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 	name := fields["FDNAME"]
 	switch {
+	case fields["FDSTOREREMOVE"] == "1" && strings.HasPrefix(name, vaultPrefix):
+		if from == p.current {
+			p.up.vault.forget(name)
+		}
 	case fields["FDSTOREREMOVE"] == "1":
 		// An heir finds out what has gone meanwhile before it says that it is in charge.
 		inCharge := from == p.current || from == p.orphaned || from.heir && p.orphaned != nil

@@ -67,7 +67,7 @@ func (m *master) status() control.Status {
 	}
 	for _, a := range m.inv.Addresses() {
 		_, why := m.inv.Steerable(a.Name)
-		s.Addresses = append(s.Addresses, control.Address{Name: a.Name, URL: urlOf(a), Accept: m.inv.Mode(a.Name).String(), Reason: why})
+		s.Addresses = append(s.Addresses, control.Address{Name: a.Name, URL: m.urlOf(a), Accept: m.inv.Mode(a.Name).String(), Reason: why})
 	}
 	staged := m.stage.Load()
 	var beside []workerpool.Info

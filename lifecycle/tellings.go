@@ -96,7 +96,7 @@ func (m *master) tellMemory() {
 func (m *master) serving() []string {
 	var all []string
 	for _, a := range m.inv.Addresses() {
-		all = append(all, urlOf(a))
+		all = append(all, m.urlOf(a))
 	}
 	return all
 }
@@ -120,7 +120,7 @@ func (m *master) banner() string {
 	}
 	fmt.Fprintf(&b, "\n  gapless %s serves %s\n\n", m.cfg.Version, name)
 	for _, a := range m.inv.Addresses() {
-		fmt.Fprintf(&b, "    %-9s %s  (%s)\n", "address", urlOf(a), m.accepting(a.Name))
+		fmt.Fprintf(&b, "    %-9s %s  (%s)\n", "address", m.urlOf(a), m.accepting(a.Name))
 	}
 	fmt.Fprintf(&b, "    %-9s %d\n    %-9s %d\n", "workers", m.cfg.Workers, "parent", parent)
 	fmt.Fprintf(&b, "    %-9s gapless upgrade, or kill -USR2 %d\n    %-9s Ctrl-C, gapless stop, or kill %d\n\n", "upgrade", parent, "stop", parent)
@@ -139,7 +139,14 @@ func (m *master) accepting(address string) string {
 	return "a lane per worker"
 }
 
-// urlOf is what a person can open.
+// urlOf is what a person can open, of an address that is claimed.
+func (m *master) urlOf(a upgrade.Address) string {
+	if bound, ok := m.inv.Bound(a.Name); ok {
+		a = bound // which the name of a socket unit does not say
+	}
+	return urlOf(a)
+}
+
 func urlOf(a upgrade.Address) string {
 	if strings.HasPrefix(a.Network, "unix") {
 		return "unix:" + a.Addr

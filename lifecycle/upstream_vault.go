@@ -133,6 +133,13 @@ func (v *vault) drop(lane string) {
 	}
 }
 
+// forget removes what the first master cannot use of what an earlier run has left.
+func (v *vault) forget(name string) {
+	if _, ok := v.kept[name]; ok && !v.begun {
+		v.remove(name)
+	}
+}
+
 // empty leaves nothing with the manager.
 func (v *vault) empty() {
 	for _, name := range slices.Sorted(maps.Keys(v.kept)) {

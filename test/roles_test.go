@@ -29,6 +29,7 @@ func role(name string, env ...string) []string {
 // roles are programs that a server manager meets, most of them bad ones.
 var roles = map[string]func() int{
 	"never-ready":         neverReady,
+	"app-everywhere":      appEverywhere,
 	"exits-at-once":       func() int { return 0 },
 	"exits-3":             func() int { fmt.Println("first line"); fmt.Println("the database is missing"); return 3 },
 	"ignores-term":        ignoresTerm,
