@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/packet"
 	"gapless/internal/procfs"
 	"gapless/internal/relay"
@@ -190,4 +191,22 @@ func (m *master) dropPreview(name string) {
 	if name != "" && name != m.preview.name {
 		m.keep.remove(name)
 	}
+}
+
+// previewStatus says who answers at the preview address.
+func (m *master) previewStatus(staged *control.Staged) *control.Preview {
+	if m.preview.file == nil {
+		return nil
+	}
+	name := m.cfg.Preview.Name
+	p := &control.Preview{URL: m.preview.url(), Address: name, Generation: m.generation}
+	if staged != nil && len(m.inv.Preview(name)) > 0 {
+		p.Generation = staged.Generation
+	}
+	return p
+}
+
+// url is what a person can open.
+func (p *preview) url() string {
+	return urlOf(upgrade.Address{Network: upgrade.NetworkTCP, Addr: p.addr})
 }

@@ -103,6 +103,7 @@ func (m *master) status() control.Status {
 		}
 		s.Generations = append(s.Generations, g)
 	}
+	s.Preview = m.previewStatus(s.Staged)
 	m.judge(&s, slots)
 	return s
 }

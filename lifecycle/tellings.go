@@ -122,6 +122,9 @@ func (m *master) banner() string {
 	for _, a := range m.inv.Addresses() {
 		fmt.Fprintf(&b, "    %-9s %s  (%s)\n", "address", m.urlOf(a), m.accepting(a.Name))
 	}
+	if m.preview.file != nil {
+		fmt.Fprintf(&b, "    %-9s %s  (the staged generation)\n", "preview", m.preview.url())
+	}
 	fmt.Fprintf(&b, "    %-9s %d\n    %-9s %d\n", "workers", m.cfg.Workers, "parent", parent)
 	fmt.Fprintf(&b, "    %-9s gapless upgrade, or kill -USR2 %d\n    %-9s Ctrl-C, gapless stop, or kill %d\n\n", "upgrade", parent, "stop", parent)
 	return b.String()

@@ -203,10 +203,20 @@ func TestPreview_ReachesOnlyTheStaged(t *testing.T) {
 	}
 }
 
+// shows demands what the status says of the preview.
+func (p previewed) shows(generation int) {
+	p.t.Helper()
+	if got := p.status().Preview; got == nil || got.URL != "http://"+p.preview || got.Address != "web" || got.Generation != generation {
+		p.t.Errorf("the status says %+v, want generation %d", got, generation)
+	}
+}
+
 func onlyTheStaged(p previewed) {
 	p.t.Helper()
+	p.shows(1)
 	p.previews(5, 1)
 	p.verb("upgrade", "--stage").demand(p.t, 0)
+	p.shows(2)
 	p.previews(counted(100, 1000), 2)
 	p.publics(counted(200, 10000), 1)
 	p.verb("shift", "50").demand(p.t, 0)
@@ -215,6 +225,7 @@ func onlyTheStaged(p previewed) {
 	p.previews(counted(50, 500), 2)
 	p.publics(counted(100, 5000), 1)
 	p.verb("abort").demand(p.t, 0)
+	p.shows(1)
 	p.previews(counted(20, 200), 1)
 
 	p.verb("upgrade", "--stage").demand(p.t, 0)

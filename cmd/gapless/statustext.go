@@ -26,6 +26,9 @@ func statusText(st control.Status, now time.Time) string {
 	for _, a := range st.Addresses {
 		fmt.Fprintf(head, "listens\t%s\t%s\t%s%s\n", printable(a.URL), printable(a.Name), a.Accept, because(a.Reason))
 	}
+	if p := st.Preview; p != nil {
+		fmt.Fprintf(head, "preview\t%s\t%s\tgeneration %d\n", printable(p.URL), printable(p.Address), p.Generation)
+	}
 	fmt.Fprintf(head, "workers\t%d wanted\n", st.Workers)
 	if st.MemoryBytes > 0 {
 		limit := ""

@@ -14,6 +14,7 @@ func TestStatusText(t *testing.T) {
 	got := statusText(control.Status{
 		Version: "1.0.0", ParentPID: 10, State: control.StateDegraded, Detail: "1 of 2 workers serve", DegradedReason: "worker 1 keeps \x1b[31mfailing",
 		Addresses: []control.Address{{Name: "web", URL: "http://127.0.0.1:80", Accept: "steered"}, {Name: "admin", URL: "unix:/run/a.sock", Accept: "plain", Reason: "a unix socket"}},
+		Preview:   &control.Preview{URL: "http://127.0.0.1:90", Address: "web", Generation: 3},
 		Workers:   2, MemoryBytes: 3 << 20, MemoryLimit: 1 << 30, Warnings: []string{"two generations would not fit"},
 		LastUpgrade: &control.LastUpgrade{Generation: 3, Reason: "exit status 1", Tail: []string{"boom"}, TookSeconds: 0.25, At: now.Add(-90 * time.Second)},
 		Generations: []control.Generation{
@@ -28,6 +29,7 @@ degraded: worker 1 keeps [31mfailing
 warning: two generations would not fit
 listens  http://127.0.0.1:80  web    steered
 listens  unix:/run/a.sock     admin  plain: a unix socket
+preview  http://127.0.0.1:90  web    generation 3
 workers  2 wanted
 memory   3.0 MiB of 1.00 GiB
 upgrade  generation 3 was aborted after 250ms, 1m30s ago: exit status 1

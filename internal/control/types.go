@@ -92,7 +92,8 @@ type Status struct {
 	MemoryBytes    int64        `json:"memory_bytes"`
 	MemoryLimit    int64        `json:"memory_limit_bytes,omitempty"` // the cgroup's memory.max; 0: none
 	Warnings       []string     `json:"warnings"`
-	Staged         *Staged      `json:"staged,omitempty"` // with StateStaged
+	Staged         *Staged      `json:"staged,omitempty"`  // with StateStaged
+	Preview        *Preview     `json:"preview,omitempty"` // with --preview
 	LastUpgrade    *LastUpgrade `json:"last_upgrade,omitempty"`
 }
 
@@ -104,6 +105,13 @@ type Staged struct {
 	Steps      []int     `json:"steps,omitempty"` // the shares that it will get by itself
 	Until      time.Time `json:"until,omitzero"`  // when what is under way ends: a bake, or the window
 	Next       string    `json:"next"`            // what happens next, for people
+}
+
+// Preview is the address whose connections reach the staged generation, or the one in charge while none is staged.
+type Preview struct {
+	URL        string `json:"url"`
+	Address    string `json:"address"`    // Name of the Address that is previewed
+	Generation int    `json:"generation"` // that answers there now
 }
 
 // Headline is the status in one line for people: the first one of `gapless status`, and what systemd shows.
