@@ -159,6 +159,7 @@ func (m *master) workerStatus(w workerpool.Info, lanes map[string]upgrade.LaneRe
 		Slot: w.Slot, PID: w.PID, Generation: w.Generation, Revision: w.Revision, Role: w.Role, State: w.State.String(),
 		Since: w.Since, Started: w.Started, Reason: w.Reason, AgeSeconds: time.Since(w.Started).Seconds(),
 		MemoryPSS: mem.PSS, MemoryRSS: mem.RSS, Established: established, Adapter: w.Adapter, NoAdapter: w.NoAdapter,
+		Says: strings.ToValidUTF8(w.Says, "?"),
 	}
 	if w.Told && (w.Handoff || w.Reports) {
 		inFlight, handed := w.InFlight, w.Handed

@@ -87,7 +87,7 @@ func TestUvicorn_UpgradesAndReloadsAreNotNoticed(t *testing.T) {
 				})
 				r.untouched(t, p)
 				s.settled(n+1, 2)
-				if e := s.out.find(msg("No adapter in force: idle connections are closed as the command closes them")); len(e) > 0 {
+				if e := s.out.find(msg(notInForce)); len(e) > 0 {
 					t.Errorf("no adapter in force: %s", e[0].Reason)
 				}
 				s.stop()

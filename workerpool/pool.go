@@ -234,7 +234,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	info.PID, info.Started, info.Since = proc.PID(), now, now
 	w = newWorker(p, info, proc)
 	w.ch, w.notify, w.out, w.inodes = ch, ns, out, inodes
-	w.silent = l.Adapter.silence()
+	w.given.Adapter = l.Adapter
 	if heard != nil {
 		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
 	}

@@ -49,6 +49,8 @@ type Info struct {
 	Oldest  time.Time `json:"oldest,omitzero"`
 	Reports bool      `json:"reports,omitempty"` // it has said any of this
 
+	Says string `json:"says,omitempty"` // its last STATUS=
+
 	Beat time.Time `json:"beat,omitzero"` // when it last said WATCHDOG=1
 }
 
@@ -84,7 +86,7 @@ type worker struct {
 
 	tellsItself bool // it has said hello; written by its goroutine, under mu
 
-	silent string // NoAdapter of a worker that becomes ready without a word of the adapter
+	given adapterGiven
 
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
@@ -107,6 +109,9 @@ const (
 	askEvery = 25 * time.Millisecond
 	askLimit = 2 * time.Second
 )
+
+// maxSays bounds, in bytes, what is kept of a worker's STATUS=.
+const maxSays = 200
 
 // abortGrace is what a hung worker has to dump its stacks after ABRT.
 const abortGrace = 3 * time.Second
@@ -292,6 +297,9 @@ func (w *worker) run() {
 					w.becomeReady(string(seen.How))
 				}
 			case err != nil && isClosed(w.proc.Done()):
+			case err != nil && w.given.said && !w.tellsItself:
+				probeC, startC = nil, nil
+				w.becomeReady("it said so")
 			case err != nil:
 				// One unreadable moment is normal while a process becomes another one; a lasting one is an answer.
 				if probeErrs++; probeErrs > 100 {
@@ -380,7 +388,7 @@ func (w *worker) isTold() bool {
 func (w *worker) becomeReady(how string) {
 	w.mu.Lock()
 	if w.info.Adapter == "" && w.info.NoAdapter == "" {
-		w.info.NoAdapter = w.silent
+		w.info.NoAdapter = w.given.silence()
 	}
 	w.mu.Unlock()
 	w.pool.cfg.Keeper.Sync() // whoever follows a killed master must know of every worker that clients have met
@@ -429,10 +437,9 @@ func (w *worker) hear(said any) bool {
 	switch m := said.(type) {
 	case channel.Adapter:
 		w.mu.Lock()
-		if m.Reason == "" {
-			w.info.Adapter, w.info.NoAdapter = m.Name, ""
-		} else if w.info.Adapter == "" {
-			w.info.NoAdapter = m.Reason
+		w.info.Adapter, w.info.NoAdapter = m.Name, m.Reason
+		if m.Reason != "" {
+			w.info.Adapter = ""
 		}
 		w.mu.Unlock()
 		w.pool.cfg.Keeper.Changed()
@@ -458,7 +465,12 @@ func (w *worker) hear(said any) bool {
 		w.gets.heard(m.Bytes, now)
 		w.mu.Unlock()
 	case notify.Message:
-		ready = m.Ready()
+		ready = m.Ready() && !w.given.waitsFor(m, w.pool.cfg.Readiness.Mode)
+		if says, ok := m.Fields["STATUS"]; ok {
+			w.mu.Lock()
+			w.info.Says = says[:min(len(says), maxSays)]
+			w.mu.Unlock()
+		}
 		if m.Fields["WATCHDOG"] == "1" {
 			w.mu.Lock()
 			w.info.Beat = time.Now()

@@ -139,6 +139,7 @@ func workersTable(b *strings.Builder, g control.Generation, now time.Time) {
 		{"HANDED", has(func(w control.Worker) bool { return w.Handed != nil }), func(w control.Worker) string { return count(w.Handed) }},
 		{"ADAPTER", has(func(w control.Worker) bool { return w.Adapter != "" || w.NoAdapter != "" }), adapterOf},
 		{"LANES", has(func(w control.Worker) bool { return len(w.Lanes) > 0 }), func(w control.Worker) string { return lanes(w.Lanes) }},
+		{"SAYS", has(func(w control.Worker) bool { return w.Says != "" }), func(w control.Worker) string { return cmp.Or(printable(w.Says), "-") }},
 		{"WHY", has(func(w control.Worker) bool { return w.Reason != "" }), func(w control.Worker) string { return printable(w.Reason) }},
 	}
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)

@@ -162,6 +162,7 @@ type Worker struct {
 	InFlight    *int      `json:"in_flight,omitempty"`        // requests, if the worker says
 	Handed      *int      `json:"handed,omitempty"`           // connections given to its successors, if the worker says
 	Oldest      *float64  `json:"oldest_request_seconds,omitempty"`
+	Says        string    `json:"says,omitempty"` // its last STATUS=
 	Lanes       []Lane    `json:"lanes,omitempty"`
 	Adapter     string    `json:"adapter,omitempty"`    // what the adapter in it serves it with; "": none is in force
 	NoAdapter   string    `json:"no_adapter,omitempty"` // why none is, where one could be expected

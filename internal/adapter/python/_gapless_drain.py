@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import signal
+from contextlib import suppress
 from typing import Any
 
 from _gapless_wire import MAX_PENDING, borrowed, moved, notify, say, send_connection
@@ -59,7 +61,20 @@ class Drain:
                 await asyncio.sleep(0 if empty else pause)
                 pause = min(pause * 1.5, 0.05)
         finally:  # whatever happens, the server is asked to end as it is without gapless, and so by whoever has a say in it
-            signal.raise_signal(signal.SIGTERM)
+            self.stop_server()
+
+    def stop_server(self) -> None:
+        leader = self.adapter.leader
+        if leader:
+            with suppress(OSError, AttributeError):  # no pidfds, or it has gone, and with it whoever would start another worker
+                fd = os.pidfd_open(leader)
+                try:
+                    if os.getppid() == leader:
+                        signal.pidfd_send_signal(fd, signal.SIGTERM)
+                        return
+                finally:
+                    os.close(fd)
+        signal.raise_signal(signal.SIGTERM)
 
     async def close_listeners(self) -> None:
         """Accepts nothing more. With asyncio a connection whose listener closes while it is being accepted would be lost."""

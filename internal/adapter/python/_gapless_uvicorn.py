@@ -41,22 +41,29 @@ def install(module: Any, here: str) -> None:
     async def startup(self: Any, sockets: Any = None) -> None:
         nonlocal taken
         adapter = None
-        try:
-            if os.getpid() != pid:
-                raise Unfit("the server runs in a child process of the command")
-            if taken:
-                raise Unfit("a second server in one process")
-            adapter = Adapter(self, sockets, listeners)
-            taken = True
-            adapter.hello(here)
-        except Exception as e:
-            tell_unfit(server_name(), e)
-            adapter = None
+        if not taken:  # a second server in one process is left alone
+            try:
+                adapter = Adapter(self, sockets, listeners, leader_of(self.config, pid))
+                taken = True
+                adapter.hello(here)
+            except Exception as e:
+                tell_unfit(server_name(), e)
+                adapter = None
         await original(self, sockets=sockets)
         if adapter is not None and self.started:
             adapter.begin()
 
     module.Server.startup = startup
+
+
+def leader_of(config: Any, pid: int) -> int:
+    """The process whose child this one is, of which it is the only one, as gunicorn's worker may be; 0: none, it leads itself."""
+    if os.getpid() == pid:
+        return 0
+    worker = getattr(getattr(config, "callback_notify", None), "__self__", None)
+    if os.getppid() != pid or getattr(getattr(worker, "cfg", None), "workers", None) != 1:
+        raise Unfit("the server runs in a child process of the command, perhaps in several")  # of which one would hear the order
+    return pid
 
 
 def server_name() -> str:
@@ -68,8 +75,9 @@ def server_name() -> str:
 class Adapter:
     """One server's part in handoffs. Raises Unfit for a server that it does not know; then nothing has changed."""
 
-    def __init__(self, server: Any, sockets: Any, listeners: dict[int, tuple[str, int]]) -> None:
+    def __init__(self, server: Any, sockets: Any, listeners: dict[int, tuple[str, int]], leader: int) -> None:
         self.server, self.config = server, server.config
+        self.leader = leader  # the process that is to be stopped, if it is not this one
         self.connections: set[Any] = server.server_state.connections
         if getattr(self.config, "ssl", None) is not None:
             raise Unfit("connections with TLS cannot change the process")
