@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"gapless/workerpool"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // ground is what the chains of a test have in common and what lies outside their bubbles: a parent that hears all and says
@@ -92,7 +95,8 @@ type chain struct {
 	death    time.Time    // the last one from outside
 	// disturbed says that an operation may have failed.
 	disturbed bool
-	last      *reign // in charge, or about to be
+	last      *reign   // in charge, or about to be
+	left      []*reign // that have left their workers to the one in charge
 	seq       uint64
 	wanted    int // workers
 
@@ -191,7 +195,12 @@ func (c *chain) newReign(generation int, pred *before) *reign {
 	s := &reign{c: c, pred: pred, charge: make(chan struct{}), over: make(chan struct{})}
 	on := machinery{spawner: s, prober: s, attempt: s.attempt, exit: s.exit,
 		listen: func() (*notify.Socket, error) { return nil, errors.New("no socket that is read in a bubble") }}
-	s.m = newMaster(c.cfg, nil, func() (Config, error) { return c.cfg, nil }, on, zap.NewNop())
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(io.Discard), zap.DPanicLevel),
+		zap.Hooks(func(e zapcore.Entry) error {
+			go c.locked(func() { c.fault("master %d: %s", generation, e.Message) }) // whoever logs may hold the lock
+			return nil
+		}))
+	s.m = newMaster(c.cfg, nil, func() (Config, error) { return c.cfg, nil }, on, log)
 	s.m.generation, s.m.next = generation, generation+1
 	s.m.flip = flip{c.store}
 	if pred != nil {
@@ -412,9 +421,15 @@ type before struct {
 	aborted   chan struct{}
 	left      <-chan struct{} // the master in charge has ended
 
+	stage  upgrade.Stage   // nil: it is not to be staged
+	ctx    context.Context // of the attempt
+	spares atomic.Bool
+
 	// Written by the attempt's goroutine.
 	frozen bool
 	reason error
+	undo   context.CancelCauseFunc // of Hold; nil before it was called
+	held   chan error              // what Hold decides
 	// Written by the successor's.
 	failure string
 }
@@ -449,19 +464,85 @@ func (b *before) Knock(context.Context, string, string) (*os.File, error) {
 	return nil, errors.New("nobody is asked")
 }
 
-// Has is for generations that are staged.
-func (b *before) Has(upgrade.Parcel) error { return nil }
+// Has passes a parcel on, as if it had travelled.
+func (b *before) Has(p upgrade.Parcel) error {
+	files := p.Files
+	p.Files = nil
+	for _, f := range files {
+		dup, err := packet.Dup(f, f.Name())
+		if err != nil {
+			return err
+		}
+		p.Files = append(p.Files, dup)
+	}
+	b.on(func() { b.stage.Parcel(p) })
+	return nil
+}
 
-// Seats likewise.
-func (b *before) Seats(upgrade.Seats) {}
+// Seats passes them on.
+func (b *before) Seats(seats upgrade.Seats) { b.on(func() { b.stage.Seats(seats) }) }
 
-// Spared likewise.
-func (b *before) Spared() bool { return false }
+// Spared tells whether the workers may have clients.
+func (b *before) Spared() bool { return b.spares.Load() }
+
+// hold has the stage decide, and waits for that or for the end of the attempt.
+func (b *before) hold() error {
+	b.on(func() {
+		if b.reason != nil {
+			return
+		}
+		ctx, cancel := context.WithCancelCause(b.ctx)
+		b.undo, b.held = cancel, make(chan error, 1)
+		go func() { b.held <- b.stage.Hold(ctx) }()
+	})
+	if b.held == nil {
+		return b.reason
+	}
+	select {
+	case err := <-b.held:
+		b.held <- err // for whoever waits for the end of Hold
+		if err != nil {
+			b.on(func() { b.abort(err) })
+		}
+		return err
+	case <-b.aborted:
+		return b.reason
+	}
+}
+
+// abort gives the attempt up. It is called by the attempt's goroutine.
+func (b *before) abort(reason error) {
+	if b.reason != nil {
+		return
+	}
+	b.reason = reason
+	b.takeBack(reason)
+	close(b.aborted)
+}
+
+// takeBack ends what the stage does for the new generation.
+func (b *before) takeBack(reason error) {
+	if b.stage == nil {
+		return
+	}
+	if b.undo != nil {
+		b.undo(reason)
+	}
+	b.stage.Undo()
+	if b.stage.Spared() {
+		b.spares.Store(true)
+	}
+}
 
 // Commit returns when the master in charge has ended.
 func (b *before) Commit(_ context.Context, accept func([]upgrade.Parcel) error) error {
 	var parcels []upgrade.Parcel
 	var err error
+	if b.stage != nil {
+		if err := b.hold(); err != nil {
+			return err
+		}
+	}
 	b.on(func() {
 		if b.reason != nil {
 			err = b.reason
@@ -503,7 +584,10 @@ func (b *before) Close() {}
 func (s *reign) attempt(a *upgrade.Attempt, ctx context.Context) error {
 	c, generation := s.c, a.Offer.Generation
 	pred := &before{offer: a.Offer, owner: a.Owner, calls: make(chan func()), committed: make(chan struct{}),
-		aborted: make(chan struct{}), left: s.over}
+		aborted: make(chan struct{}), left: s.over, stage: a.Stage, ctx: ctx}
+	if st := s.m.stage.Load(); st != nil {
+		st.spares = func() error { pred.spares.Store(true); return nil }
+	}
 	c.locked(func() {
 		if c.numbers[generation] {
 			c.fault("generation %d was used twice", generation)
@@ -525,18 +609,28 @@ func (s *reign) attempt(a *upgrade.Attempt, ctx context.Context) error {
 			return nil
 		case <-cancelled:
 			if cancelled = nil; !pred.frozen {
-				pred.reason = context.Cause(ctx)
-				close(pred.aborted)
+				pred.abort(context.Cause(ctx))
 			}
 		case <-next.over:
+			pred.takeBack(next.err)
+			if pred.held != nil {
+				<-pred.held
+			}
 			for _, p := range c.alive() {
-				if p.generation == generation {
+				if p.generation == generation && !pred.Spared() {
 					c.locked(func() { c.fault("generation %d never was in charge and left %d", generation, p.pid) })
 				}
 			}
-			next.bury()
+			if pred.Spared() { // its workers are another's, so it can be buried only when they have ended
+				c.locked(func() { next.gone = true; c.left = append(c.left, next) })
+			} else {
+				next.bury()
+			}
 			if pred.frozen {
 				a.Owner.Thaw()
+			}
+			if a.Stage != nil {
+				a.Stage.Left()
 			}
 			return &upgrade.AbortError{Generation: generation, Reason: pred.failure, Err: next.err}
 		}

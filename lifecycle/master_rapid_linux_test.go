@@ -21,7 +21,8 @@ type step struct {
 	d    time.Duration // passes after it
 }
 
-var steps = []string{"die", "die", "hang", "break", "mend", "upgrade", "upgrade", "upgrade that fails", "reload", "more", "more", "fewer", "logs"}
+var steps = []string{"die", "die", "hang", "break", "mend", "upgrade", "upgrade", "upgrade that fails", "reload", "more", "more", "fewer", "logs",
+	"stage", "stage", "keep", "walk", "shift", "shift", "promote", "promote and keep", "abort", "rollback"}
 
 // Whatever happens in whatever order:
 //
@@ -109,6 +110,22 @@ func (c *chain) do(s step) {
 			c.wanted--
 			c.signal(syscall.SIGTTOU)
 		}
+	case "stage":
+		c.command(command{Verb: verbUpgrade, Stage: &stageRequest{Hold: true}})
+	case "keep":
+		c.command(command{Verb: verbUpgrade, Stage: &stageRequest{Keep: &stageWindow}})
+	case "walk":
+		c.command(command{Verb: verbUpgrade, Stage: &stageRequest{Hold: true, Weights: []int{10, 50}, Bake: time.Second, Keep: &stageWindow}})
+	case "shift":
+		c.command(command{Verb: verbShift, Percent: s.n * 100 / 7})
+	case "promote":
+		c.command(command{Verb: verbPromote})
+	case "promote and keep":
+		c.command(command{Verb: verbPromote, Stage: &stageRequest{Keep: &stageWindow}})
+	case "abort":
+		c.command(command{Verb: verbAbort})
+	case "rollback":
+		c.command(command{Verb: verbRollback})
 	case "logs":
 		c.signal(syscall.SIGUSR1)
 	}
@@ -123,6 +140,16 @@ func (c *chain) signal(sig syscall.Signal) {
 	c.seq++
 	c.locked(func() { c.note("signal %s", sig) })
 	c.outbox <- linkMessage{Seq: c.seq, Signal: sig}
+}
+
+// stageWindow is how long a generation is kept in a history.
+var stageWindow = 10 * time.Second
+
+// command has one delivered.
+func (c *chain) command(cmd command) {
+	c.seq++
+	c.locked(func() { c.note("command %s", cmd.Verb) })
+	c.outbox <- linkMessage{Seq: c.seq, Command: &cmd}
 }
 
 // inCharge returns the master that is, or nil.
@@ -143,10 +170,43 @@ func (c *chain) look() {
 	for s := c.first; s != nil; s = s.following() {
 		if st := s.m.state.get(); st != Starting && st != Over {
 			inCharge++
+			c.weights(s.m)
 		}
 	}
 	if inCharge > 1 {
 		c.locked(func() { c.fault("%d masters are in charge", inCharge) })
+	}
+}
+
+// weights looks at the shares of new connections, at a moment at which nothing moves: nobody who may not has one, and a
+// staged generation's is what it was given.
+func (c *chain) weights(m *master) {
+	stage := m.stage.Load()
+	if m.inv == nil || m.state.get() == Frozen {
+		return
+	}
+	m.gate.mu.Lock()
+	defer m.gate.mu.Unlock()
+	if m.gate.inv == nil || m.gate.beside == nil {
+		return
+	}
+	if stage == nil {
+		c.locked(func() { c.fault("shares of a generation that is not staged") })
+		return
+	}
+	sum, staged, own := 0, 0, 0
+	for _, l := range m.gate.lanes() {
+		sum += l.Weight()
+		if m.gate.beside.lanes[l.Name()] > 0 {
+			staged += l.Weight()
+		} else if l.Weight() > 0 && m.gate.admitted[l.Name()] {
+			own++
+		}
+	}
+	if percent := m.gate.beside.percent; percent > 0 && !stage.Spared() {
+		c.locked(func() { c.fault("a share of %d %% for workers that nobody would drain", percent) })
+	} else if own > 0 && staged > 0 && staged*100 != percent*sum {
+		c.locked(func() { c.fault("%d of %d instead of %d %%", staged, sum, percent) })
 	}
 }
 
@@ -163,6 +223,7 @@ func (s *reign) following() *reign {
 // settle lets what is under way end, and looks whether it has come to what was asked for.
 func (c *chain) settle() {
 	for range 40 {
+		c.command(command{Verb: verbAbort}) // what waits for an order
 		<-time.After(10 * time.Second)
 		m := c.inCharge()
 		if m == nil || m.state.get() == Serving && c.complete(m) {
@@ -208,6 +269,9 @@ func (c *chain) finish(ending string) {
 		if !p.reaped {
 			c.fault("%d was not waited for", p.pid)
 		}
+	}
+	for _, s := range c.left {
+		s.bury()
 	}
 	for _, f := range c.store.files {
 		f.Close()

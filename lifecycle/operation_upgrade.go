@@ -91,7 +91,7 @@ func (m *master) upgrade(ctx context.Context, answer []uint64, request *stageReq
 	}
 	if plan.staged() {
 		s := newStage(m, generation, plan)
-		s.attempt, a.Stage = a, s
+		s.spares, a.Stage = a.Spare, s
 		a.End = func(pid int) {
 			if s.Spared() {
 				endAround(pid, s.pids())

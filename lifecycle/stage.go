@@ -49,13 +49,13 @@ type stageOrder struct {
 //   - Before the generation gets any, its workers' descriptors are with the parent as this master's own and stand in its
 //     ledger, and the new master knows that it must leave them alone. So whoever dies, they are drained.
 type stage struct {
-	m       *master
-	attempt *upgrade.Attempt
-	plan    stagePlan
-	op      *operation
-	box     *generationBox
-	orders  chan stageOrder
-	faults  chan error // the first counts
+	m      *master
+	spares func() error // tells the new master that its workers may have clients from now on
+	plan   stagePlan
+	op     *operation
+	box    *generationBox
+	orders chan stageOrder
+	faults chan error // the first counts
 
 	storing sync.Mutex // held while workers' descriptors are stored, so that nobody closes them
 	moving  sync.Mutex // held while this generation and the one in charge move together
@@ -291,7 +291,7 @@ func (s *stage) spare() error {
 	}
 	s.m.keep.Changed()
 	s.m.keep.Sync()
-	return s.attempt.Spare()
+	return s.spares()
 }
 
 // end tells who still waits for orders to be carried out that there is nothing left to order.
