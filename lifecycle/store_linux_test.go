@@ -171,3 +171,48 @@ func TestRestartPause(t *testing.T) {
 		}
 	}
 }
+
+// A worker that a starting master has stored becomes the one in charge's when that stores it, too: it does not go with the
+// starting master, and is not ended with what that has left.
+func TestStore_TheOneInChargeTakesOver(t *testing.T) {
+	const charge, starting = 11, 12
+	s := newStore()
+	put := func(name string, owner, n int, inCharge bool) func() int {
+		t.Helper()
+		fds, open := memories(t, n)
+		if err := s.put(name, owner, fds, inCharge); err != nil {
+			t.Fatal(err)
+		}
+		return open
+	}
+	first := put("worker/2.0.200", starting, 2, false)
+	other := put("worker/2.1.201", starting, 2, false)
+	private := put("own/release", starting, 1, false)
+	taken := put("worker/2.0.200", charge, 2, true)
+	if first() != 0 || taken() != 2 {
+		t.Error("the entry was not replaced")
+	}
+	put("worker/1.0.100", charge, 2, true)
+	if again := put("worker/2.0.200", starting, 2, false); again() != 0 || taken() != 2 {
+		t.Error("the starting master has taken it back")
+	}
+	s.remove("worker/2.0.200", starting, false)
+	s.forget(starting)
+	if other() != 0 || private() != 0 || taken() != 2 {
+		t.Error("what was taken over has gone, or what was not has stayed")
+	}
+	pids := s.workers(starting)
+	slices.Sort(pids)
+	if !slices.Equal(pids, []int{100, 200}) {
+		t.Errorf("spared are %v", pids)
+	}
+	if m, fds := s.contents(charge); !slices.Equal(entriesOf(m), []string{"worker/1.0.100", "worker/2.0.200"}) || len(fds) != 4 {
+		t.Errorf("whoever takes its place finds %v with %d descriptors", entriesOf(m), len(fds))
+	}
+	for _, name := range []string{"worker/1.0.100", "worker/2.0.200"} {
+		s.remove(name, charge, true)
+	}
+	if taken() != 0 {
+		t.Error("a removed entry is open")
+	}
+}
