@@ -143,11 +143,11 @@ func (m *master) proceed(ctx context.Context) {
 // command acts on a command. One that changes something is refused while something is under way.
 func (m *master) command(ctx context.Context, msg linkMessage) {
 	c := msg.Command
-	switch c.Verb {
-	case verbStatus:
+	if c.Verb == verbStatus {
 		m.sendStatus(msg.Seq)
 		return
-	case verbHealth:
+	}
+	if c.Verb == verbHealth {
 		m.link.send(linkMessage{Seq: msg.Seq, Ack: true, Result: &control.Result{OK: m.healthy(), Generation: m.generation}})
 		return
 	}

@@ -194,7 +194,7 @@ func TestAttempt_Stages(t *testing.T) {
 				var stage *fakeStage
 				child := stagedMaster(t, tc.then)
 				switch {
-				case tc.is == errExit:
+				case errors.Is(tc.is, errExit):
 					child = func(c *newMaster) {
 						p := hello(t, c)
 						defer p.Close()
@@ -276,8 +276,7 @@ func TestAttempt_TellsTheStageOfWorkers(t *testing.T) {
 		{Slot: 1, PID: 8, Lanes: []string{"web#1"}, Never: true, Reason: "exit status 2"},
 		{Slot: 1, PID: 9, Lanes: []string{"web#1"}, Up: true},
 	}
-	var tr *transaction
-	tr = newTransaction(t, func(c *newMaster) {
+	tr := newTransaction(t, func(c *newMaster) {
 		p := hello(t, c)
 		defer p.Close()
 		if err := errors.Join(present(p), send(p.conn, wire{Kind: kindReady})); err != nil {

@@ -53,7 +53,7 @@ func (promoteCmd) Help() string {
 func (c *promoteCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
 	if err := checkKeep(c.Keep); err != nil {
 		*r = result{statusUsage, err}
-		return nil
+		return nil //nolint:nilerr // the result tells
 	}
 	return operation{
 		flags: c.Client, wait: c.Wait, name: "promote", begun: "promotion begun", done: stands,

@@ -37,7 +37,7 @@ func (upgradeCmd) Help() string {
 func (c *upgradeCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
 	if err := c.check(); err != nil {
 		*r = result{statusUsage, err}
-		return nil
+		return nil //nolint:nilerr // the result tells
 	}
 	return operation{
 		flags: c.Client, wait: c.Wait, name: "upgrade", begun: "upgrade begun",
