@@ -83,7 +83,7 @@ func TestDrain_WithoutAQueue(t *testing.T) {
 	a := launch(t, echo, setting{})
 	idle, slow, waits := a.dial(), a.dial(), a.foreign("web", "")
 	idle.ask("/0", "one")
-	slow.send(request("/200", "slow"))
+	slow.send(request("/2000", "slow"))
 	a.dial().ask("/0", "all accepted")
 	a.order(channel.Drain{Deadline: minute})
 	a.waitDraining()

@@ -48,6 +48,7 @@ type setting struct {
 	common bool // it has no privileges
 	unix   bool // its socket is a unix one
 	tls    bool // it takes no connections
+	lost   bool // what started it did not pass the descriptors on
 }
 
 const sockets = 1 // that each app inherits, called "web"
@@ -137,7 +138,9 @@ func launch(t *testing.T, script string, with setting) *app {
 	}
 	a.cmd = exec.Command(args[0], args[1:]...)
 	a.cmd.Dir, a.cmd.Stdout, a.cmd.Stderr = a.dir, out, out
-	a.cmd.ExtraFiles = []*os.File{lf, wf, rf}
+	if !with.lost {
+		a.cmd.ExtraFiles = []*os.File{lf, wf, rf}
+	}
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	a.cmd.Env = append(os.Environ(), "NODE_OPTIONS=--no-warnings --require="+filepath.Join(a.dir, "adapter", nodejs.Main), "PORT=",
 		fmt.Sprintf("LISTEN_FDS=%d", sockets), "LISTEN_FDNAMES=web", "GAPLESS_CHANNEL=4", "GAPLESS_HANDOFF=5", "GAPLESS_GENERATION=1")

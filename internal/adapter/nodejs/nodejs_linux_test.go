@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"gapless/internal/channel"
 )
 
@@ -223,4 +225,39 @@ else require('http').createServer((req, res) => req.pipe(res)).listen(process.en
 		t.Errorf("got %+v", m)
 	}
 	a.dial().ask("/0", "hello")
+}
+
+// A program that something started which keeps the descriptors to itself is told so.
+func TestListen_LostDescriptors(t *testing.T) {
+	a := launch(t, strings.Replace(echo, "process.env.PORT", freePort(t), 1), setting{lost: true, silent: true})
+	eventually(t, "it says that the sockets did not get through", func() bool {
+		return strings.Contains(a.output(), "the sockets did not get through")
+	})
+}
+
+// Packets that are none are passed over, and what is in them is closed.
+func TestReceive_Garbage(t *testing.T) {
+	a := launch(t, echo, setting{})
+	f, err := a.queue.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rc, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"x", "nonsense", "\x02\x03\x00\x00\x00\x00\x00\x00web", "\x01\x03\x00\x00\x00\x00\x00\x09web", "\x01\xff\x00\x00\xff\xff\xff\xffweb"} {
+		var serr error
+		if err := rc.Write(func(fd uintptr) bool {
+			serr = unix.Sendmsg(int(fd), []byte(p), nil, nil, 0)
+			return true
+		}); err != nil || serr != nil {
+			t.Fatal(err, serr)
+		}
+	}
+	a.foreign("web", "").ask("/0", "goes on")
+	if out := a.output(); out != "" {
+		t.Errorf("it printed %q", out)
+	}
 }
