@@ -4,6 +4,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/known"
 	"gapless/upgrade"
 	"gapless/workerpool"
 )
@@ -51,5 +52,6 @@ type Config struct {
 	Control   string // path of the control socket; "": the default
 	LogFormat string // console or json
 	LogLevel  string
-	Banner    bool // on a terminal: tell a person what runs and what to type
+	Notes     []known.Note // of the command, for the banner
+	Banner    bool         // on a terminal: tell a person what runs and what to type
 }

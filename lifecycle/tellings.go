@@ -125,6 +125,9 @@ func (m *master) banner() string {
 	if m.preview.file != nil {
 		fmt.Fprintf(&b, "    %-9s %s  (the staged generation)\n", "preview", m.preview.url())
 	}
+	for _, n := range m.cfg.Notes {
+		fmt.Fprintf(&b, "    %-9s %s\n", n.Label, strings.ReplaceAll(n.Text, "{url}", m.urlOf(m.inv.Addresses()[0])))
+	}
 	fmt.Fprintf(&b, "    %-9s %d\n    %-9s %d\n", "workers", m.cfg.Workers, "parent", parent)
 	fmt.Fprintf(&b, "    %-9s gapless upgrade, or kill -USR2 %d\n    %-9s Ctrl-C, gapless stop, or kill %d\n\n", "upgrade", parent, "stop", parent)
 	return b.String()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gapless/internal/cgroup"
+	"gapless/internal/known"
 	"gapless/internal/logging"
 	"gapless/lifecycle"
 	"gapless/upgrade"
@@ -87,7 +88,8 @@ type runCmd struct {
 func (runCmd) Help() string {
 	return `Signals to the parent: USR2 upgrades, TERM and INT drain and end, a second one or QUIT ends at once.
 
-Example: gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}`
+Examples: gapless run -w 4 main.py (a FastAPI application, under uvicorn), gapless run -w 4 server.js,
+gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}`
 }
 
 // Run runs as the parent, or as the master that a parent or another master has started.
@@ -197,6 +199,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if cfg.Addresses, err = c.addresses(); err != nil {
 		return cfg, err
 	}
+	if err := c.complete(&cfg); err != nil {
+		return cfg, err
+	}
 	if cfg.Preview, err = parsePreview(c.Preview, cfg.Addresses); err != nil {
 		return cfg, fmt.Errorf("--preview: %w", err)
 	}
@@ -206,7 +211,10 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if cfg.Readiness, err = workerpool.ParseReadiness(c.Ready); err != nil {
 		return cfg, fmt.Errorf("--ready: %w", err)
 	}
-	if cfg.StopSignal = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(c.StopSignal), "SIG")); cfg.StopSignal == 0 ||
+	if cfg.StopSignal == 0 {
+		cfg.StopSignal = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(c.StopSignal), "SIG"))
+	}
+	if cfg.StopSignal == 0 ||
 		cfg.StopSignal == syscall.SIGKILL || cfg.StopSignal == syscall.SIGSTOP {
 		return cfg, fmt.Errorf("--stop-signal: %q is no signal that a worker could act on; write TERM, INT or QUIT", c.StopSignal)
 	}
@@ -244,6 +252,26 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 		}
 	}
 	return cfg, nil
+}
+
+// complete makes the command of what the user wrote, where it names a server or a program that is known.
+func (c *runCmd) complete(cfg *lifecycle.Config) error {
+	dir := cfg.Chdir
+	if dir == "" {
+		var err error
+		if dir, err = os.Getwd(); err != nil {
+			return err
+		}
+	}
+	cmd, err := known.Complete(cfg.Command, dir, cfg.Addresses[0].Addr, os.Getenv)
+	if err != nil {
+		return err
+	}
+	cfg.Command, cfg.Notes = cmd.Args, cmd.Notes
+	if cmd.StopSignal != "" && c.StopSignal == "TERM" {
+		cfg.StopSignal = unix.SignalNum("SIG" + cmd.StopSignal)
+	}
+	return nil
 }
 
 func parseWorkers(text string) (int, error) {
