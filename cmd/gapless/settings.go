@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gapless/internal/configfile"
+	"gapless/internal/deadlines"
 	"gapless/lifecycle"
 
 	"github.com/alecthomas/kong"
@@ -269,7 +270,7 @@ func yamlOf(v reflect.Value) string {
 	}
 	switch value := v.Interface().(type) {
 	case time.Duration:
-		return duration(value)
+		return deadlines.Text(value)
 	case string:
 		return yamlText(value)
 	case []string:
@@ -295,18 +296,6 @@ func yamlText(s string) string {
 		return fmt.Sprintf("%q", s)
 	}
 	return string(quoted)
-}
-
-// duration is d without the units that are zero.
-func duration(d time.Duration) string {
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
 }
 
 // isFileError tells whether an error already says all: which file, which line, what is wrong.

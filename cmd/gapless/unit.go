@@ -139,7 +139,7 @@ func (c *runCmd) words(node *kong.Node, sockets bool) ([]string, error) {
 		case []string:
 			values = v
 		case time.Duration:
-			values = []string{duration(v)}
+			values = []string{deadlines.Text(v)}
 		case *int:
 			if v != nil {
 				values = []string{fmt.Sprint(*v)}

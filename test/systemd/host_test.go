@@ -180,7 +180,7 @@ func (h *host) must(args ...string) string {
 
 // journal is the end of what was logged.
 func (h *host) journal() string {
-	out, _ := h.try("journalctl", "--no-pager", "--lines=60", "--output=short-precise")
+	out, _ := h.try("journalctl", "--no-pager", "--lines=600", "--output=short-precise")
 	return "the journal:\n" + out
 }
 
