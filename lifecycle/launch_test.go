@@ -103,7 +103,7 @@ func TestLauncher_TellsTheWorkerWhoItIs(t *testing.T) {
 func TestWorkerEnviron_KeepsTheManagersVariablesAway(t *testing.T) {
 	environ := []string{
 		"PATH=/bin", "HOME=/root", "EMPTY=", "EQUALS=a=b",
-		"NOTIFY_SOCKET=@x", "WATCHDOG_USEC=1", "WATCHDOG_PID=2", "LISTEN_PID=3", "LISTEN_FDS=4", "LISTEN_FDNAMES=a", "MAINPID=5",
+		"NOTIFY_SOCKET=@x", "FDSTORE=1", "LISTEN_PIDFDID=1", "WATCHDOG_USEC=1", "WATCHDOG_PID=2", "LISTEN_PID=3", "LISTEN_FDS=4", "LISTEN_FDNAMES=a", "MAINPID=5",
 		"GAPLESS_WORKERS=4", "GAPLESS_LINK_FD=9", "TABLEFLIP_HAS_PARENT_7DIU3=yes", "PWD=/old", "WEB_CONCURRENCY=4",
 		"LISTEN_FDS_START=kept", "XPWD=kept",
 	}
