@@ -1,0 +1,190 @@
+package lifecycle
+
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"gapless/internal/notify"
+	"gapless/internal/pidfd"
+
+	"go.uber.org/zap"
+)
+
+// succession is a parent, whose govern is the test, with a master in charge, a, and one that is to follow it, b. Both are
+// processes that wait for their end.
+type succession struct {
+	t    *testing.T
+	p    *parent
+	a, b *process
+	end  map[*process]*os.File // closed, the process exits with 0
+	over bool                  // there is no master any more
+}
+
+func newSuccession(t *testing.T) *succession {
+	t.Helper()
+	sock, err := notify.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &succession{t: t, end: make(map[*process]*os.File), p: &parent{log: zap.NewNop(), sock: sock, ends: make(chan ended), timeout: make(chan *process),
+		cleaned: make(chan struct{}), over: make(chan struct{}), store: newStore(), masters: make(map[int]*process),
+		again: make(map[syscall.Signal]bool), up: newUpstream(func(string) string { return "" }, "", zap.NewNop())}}
+	s.a, s.b = s.master(1), s.master(2)
+	s.p.current, s.p.inCharge = s.a, true
+	t.Cleanup(func() {
+		for m, f := range s.end {
+			f.Close()
+			if m.overdue != nil {
+				m.overdue.Stop()
+			}
+		}
+		close(s.p.over)
+		for m := range s.end {
+			m.release()
+		}
+		for key := range s.p.store.entries {
+			s.p.store.drop(key)
+		}
+		sock.Close()
+	})
+	return s
+}
+
+// master starts one that has stored what another needs to take its place.
+func (s *succession) master(generation int) *process {
+	s.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer r.Close()
+	proc, err := pidfd.Start("/bin/sh", []string{"sh", "-c", "read x; exit 0"}, &syscall.ProcAttr{
+		Files: []uintptr{r.Fd(), 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m := s.p.adopt(proc, generation)
+	s.end[m] = w
+	fd, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err == nil {
+		err = s.p.store.put(ledgerName+"0", m.PID(), []int{fd}, true)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+// announces has b's word heard that it takes charge.
+func (s *succession) announces() {
+	pid := s.b.PID()
+	s.done(s.p.note(notify.Message{PID: pid, UID: os.Getuid(), Fields: map[string]string{"MAINPID": strconv.Itoa(pid)}}))
+}
+
+func (s *succession) done(over bool) { s.over = s.over || over }
+
+// ends has a master end, and its end seen.
+func (s *succession) ends(m *process, killed bool) {
+	s.t.Helper()
+	if killed {
+		if err := m.Signal(syscall.SIGKILL); err != nil {
+			s.t.Fatal(err)
+		}
+	} else {
+		s.end[m].Close()
+	}
+	e := <-s.p.ends
+	if e.master != m {
+		s.t.Fatalf("another master has ended: %d", e.master.PID())
+	}
+	s.done(s.p.ended(e))
+}
+
+// hear takes in, as govern does, what the parent has told itself, and that cleaning up is done.
+func (s *succession) hear() {
+	s.t.Helper()
+	for {
+		_ = s.p.sock.SetReadDeadline(time.Now().Add(30 * time.Millisecond)) // what is told is there at once
+		m, err := s.p.sock.ReceiveFDs()
+		switch {
+		case err == nil:
+			s.done(s.p.note(m))
+		case s.p.cleaning > 0:
+			<-s.p.cleaned
+			if s.p.cleaning--; s.p.orphaned != nil {
+				s.done(s.p.decide())
+			}
+		default:
+			return
+		}
+	}
+}
+
+// Who is in charge after the end of both, or whose place is taken, whatever is seen first.
+func TestParent_FindsOutWhoWasInCharge(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		happens  func(s *succession)
+		current  func(s *succession) *process
+		orphaned func(s *succession) *process // its place is taken
+		over     bool
+	}{
+		{name: "the candidate takes charge", happens: func(s *succession) { s.announces(); s.ends(s.a, false) },
+			current: func(s *succession) *process { return s.b }},
+		{name: "its predecessor ends before it is heard", happens: func(s *succession) { s.ends(s.a, false); s.announces() },
+			current: func(s *succession) *process { return s.b }},
+		{name: "it has died when its predecessor hands over", happens: func(s *succession) { s.announces(); s.ends(s.b, true); s.ends(s.a, false) },
+			orphaned: func(s *succession) *process { return s.b }},
+		{name: "it dies when its predecessor has handed over", happens: func(s *succession) { s.announces(); s.ends(s.a, false); s.ends(s.b, true) },
+			orphaned: func(s *succession) *process { return s.b }},
+		{name: "likewise, before it is heard", happens: func(s *succession) { s.ends(s.a, false); s.ends(s.b, true); s.announces() },
+			orphaned: func(s *succession) *process { return s.b }},
+		{name: "it dies and its predecessor serves on", happens: func(s *succession) { s.announces(); s.ends(s.b, true); s.p.overdue(s.a) },
+			current: func(s *succession) *process { return s.a }},
+		{name: "it dies without a word and its predecessor serves on", happens: func(s *succession) { s.ends(s.b, true) },
+			current: func(s *succession) *process { return s.a }},
+		{name: "both are killed, it first", happens: func(s *succession) { s.announces(); s.ends(s.b, true); s.ends(s.a, true) },
+			orphaned: func(s *succession) *process { return s.a }},
+		{name: "both are killed, it last and unheard", happens: func(s *succession) { s.ends(s.a, true); s.ends(s.b, true) },
+			orphaned: func(s *succession) *process { return s.a }},
+		{name: "its predecessor ends in order and it dies without a word", happens: func(s *succession) { s.ends(s.a, false); s.ends(s.b, true) },
+			over: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSuccession(t)
+			tt.happens(s)
+			s.hear()
+			name := func(m *process) string {
+				switch m {
+				case s.a:
+					return "the predecessor"
+				case s.b:
+					return "the candidate"
+				}
+				return "nobody"
+			}
+			wantCurrent, wantOrphaned := "nobody", "nobody"
+			if tt.current != nil {
+				wantCurrent = name(tt.current(s))
+			}
+			if tt.orphaned != nil {
+				wantOrphaned = name(tt.orphaned(s))
+			}
+			if got := name(s.p.current); got != wantCurrent {
+				t.Errorf("in charge is %s, want %s", got, wantCurrent)
+			}
+			if s.over != tt.over {
+				t.Errorf("over is %v, want %v", s.over, tt.over)
+			}
+			if planned := s.p.restartC != nil; planned != (tt.orphaned != nil) || planned && name(s.p.orphaned) != wantOrphaned {
+				t.Errorf("a restart is planned: %v, in place of %s; want %s", planned, name(s.p.orphaned), wantOrphaned)
+			}
+			if s.p.fallen != nil {
+				t.Error("a dead candidate is still undecided")
+			}
+		})
+	}
+}
