@@ -31,7 +31,7 @@ func (w *worker) tell(o Order) (limit time.Duration, frozen <-chan struct{}) {
 		w.gets.Extra = o.Extra
 	}
 	w.mu.Unlock()
-	w.pool.cfg.Keeper.Changed()
+	w.pool.cfg.Keeper.Sync() // or a master in a killed one's place would tell it again, of which some servers die at once
 	if w.takesDrain {
 		var queue *os.File
 		if !o.Stop && o.Queue != nil && w.snapshot().Handoff {

@@ -1,10 +1,15 @@
 package workerpool
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
+	"time"
+
+	"gapless/internal/channel"
 
 	"go.uber.org/zap"
 )
@@ -190,6 +195,48 @@ func (p *Pool) retire(r *Record, o Order) error {
 		w.end("what it was to replace serves on")
 	case !r.Told:
 		w.order(o)
+	case time.Since(r.ToldAt) < doubtMost:
+		told, takesDrain := r.ToldAt, w.takesDrain
+		p.wg.Go(func() { p.remind(w, told, takesDrain, o) })
 	}
 	return nil
+}
+
+// A master that was killed had noted that it told a worker to drain, and may not have come to do so. Whether it has shows
+// doubtLeast after the note: who has been told does not wait for connections any more. After doubtMost it is not asked.
+const (
+	doubtLeast = 2 * time.Second
+	doubtMost  = time.Minute
+)
+
+// remind tells a worker to drain that may not have been told. Of orders over the channel only the first counts, so another
+// one does no harm; a second stop signal might.
+func (p *Pool) remind(w *worker, told time.Time, takesDrain bool, o Order) {
+	if takesDrain {
+		p.spawning.RLock()
+		defer p.spawning.RUnlock()
+		if isClosed(p.thaw()) { // else the next master is told what this one knows
+			var queue *os.File
+			if !o.Stop && o.Queue != nil && w.snapshot().Handoff {
+				queue = o.Queue()
+			}
+			_ = w.ch.Send(channel.Drain{Deadline: o.Timeout, Extra: o.Extra, Spread: o.Spread, Handoff: queue != nil, Stop: o.Stop}, queue)
+		}
+		return
+	}
+	t := time.NewTimer(time.Until(told.Add(doubtLeast)))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-w.proc.Done():
+		return
+	}
+	seen, err := p.cfg.Prober.Waiting(context.Background(), w.proc.PID(), w.inodes)
+	p.spawning.RLock()
+	defer p.spawning.RUnlock()
+	if err != nil || !seen.Found() || !isClosed(p.thaw()) {
+		return
+	}
+	p.log.Info("Worker was to stop and still waits for connections; it gets the stop signal again", zap.Int("pid", w.proc.PID()))
+	_ = w.proc.Signal(p.cfg.StopSignal) // one that has just ended needs none
 }
