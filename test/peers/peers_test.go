@@ -228,7 +228,7 @@ A server may close a connection that is idle; where a client sends at that momen
 	}
 	s.WriteString("\n## How each is run\n\n")
 	for _, o := range all {
-		fmt.Fprintf(&s, "- **%s**: `%s`", o.peer.name, strings.NewReplacer("{gapless}", "gapless", "$(command -v nginx)", "/usr/sbin/nginx", "exec ", "", "{self}", "a program of the test's own", " --control ./sock", "", "{addr}", "127.0.0.1:PORT", "{port}", "PORT", roleVariable+"=tableflip PEERS_ADDR=127.0.0.1:PORT ", "").Replace(o.peer.start))
+		fmt.Fprintf(&s, "- **%s**: `%s`", o.peer.name, strings.NewReplacer("{gapless}", "gapless", "$(command -v nginx)", "/usr/sbin/nginx", "exec ", "", "{self}", "a program of the test's own", " --control ./sock", "", "{addr}", "127.0.0.1:PORT", "{port}", "PORT", roleVariable+"=tableflip PEERS_ADDR={addr} ", "").Replace(o.peer.start))
 		if o.peer.remark != "" {
 			fmt.Fprintf(&s, " (%s)", o.peer.remark)
 		}
