@@ -2,6 +2,7 @@ package nodejs_test
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,27 @@ func TestDrain_OwnHandlers(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A program that has closed its server for its own reasons is drained as well.
+func TestDrain_ClosedServer(t *testing.T) {
+	t.Parallel()
+	a := launch(t, strings.Replace(echo, "setTimeout", "if (req.url === '/1000') server.close(() => console.log('closed')); setTimeout", 1), setting{})
+	c := a.dial()
+	c.ask("/0", "one")
+	c.send(request("/1000", "slow"))
+	eventually(t, "the server accepts no more", func() bool {
+		nc, err := net.Dial("tcp", a.addr)
+		if err == nil {
+			nc.Close()
+		}
+		return err != nil
+	})
+	a.order(channel.Drain{Deadline: minute, Handoff: true})
+	c.answer("slow")
+	if status := a.exits(); status != 0 || a.output() != "closed\n" {
+		t.Errorf("status %d, %q", status, a.output())
 	}
 }
 

@@ -81,8 +81,8 @@ class Site {
       return Reflect.apply(emit, this, arguments);
     };
     const close = this.server.close;
-    this.server.close = function () { // by the program, for its own reasons: what is in the queue is for others
-      guard(() => site.worker.receiving(false));
+    this.server.close = function () {
+      guard(() => site.worker.closes(site));
       return Reflect.apply(close, this, arguments);
     };
   }
@@ -139,9 +139,20 @@ class Site {
   // stopAccepting closes this process's listening socket and leaves something in its place by which the server still
   // seems to listen: so the program's own close() does and reports what it always did.
   stopAccepting() {
-    const site = this;
     const real = this.server._handle;
-    if (!real || real !== this.handle) return;
+    if (real && real === this.handle) this.standIn(real);
+    for (const socket of [...this.open, ...this.upgraded.keys()]) this.prepare(socket);
+    for (const session of this.sessions) session.close();
+    if (!this.web) return;
+    // What is idle leaves; the program's close() must not end it first.
+    const site = this;
+    const idle = this.server.closeIdleConnections;
+    this.server.closeIdleConnections = function () {
+      if (site.finding) Reflect.apply(idle, this, []);
+    };
+  }
+
+  standIn(real) {
     const name = {};
     if (real.getsockname) real.getsockname(name);
     this.server._handle = {
@@ -153,15 +164,6 @@ class Site {
       unref() {},
     };
     real.close();
-    for (const socket of [...this.open, ...this.upgraded.keys()]) this.prepare(socket);
-    for (const session of this.sessions) session.close();
-    // What is idle leaves; the program's close() must not end it first.
-    const idle = this.server.closeIdleConnections;
-    if (this.web) {
-      this.server.closeIdleConnections = function () {
-        if (site.finding) Reflect.apply(idle, this, []);
-      };
-    }
   }
 
   // prepare makes a socket ready for the drain.

@@ -61,6 +61,12 @@ class Worker {
     this.tell({ type: 'ready', version: 1, pid: process.pid, drain: true, handoff });
   }
 
+  // closes is told when the program closes a server for its own reasons: what is in the queue is then for others.
+  closes(site) {
+    site.closed = true;
+    if (this.sites.every((s) => s.closed || !s.takes)) this.receiving(false);
+  }
+
   receiving(on) {
     if (!this.queue || on === this.reading) return;
     this.reading = on;
