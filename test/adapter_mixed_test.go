@@ -218,3 +218,42 @@ func TestUvicorn_StatusOfADrain(t *testing.T) {
 	s.settled(2, 1)
 	s.stop()
 }
+
+// A worker that is replaced under a master that has itself replaced a dead one gets what its predecessor had.
+func TestUvicorn_AdapterOutlivesTheMaster(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"auto", "off"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			want := map[string]string{"auto": "uvicorn ", "off": "--adapter off"}[mode]
+			s := uvicornServer(t, options{flags: []string{"-w", "1", "--adapter", mode}})
+			s.killMaster()
+			s.demandAdapters(1, 1, want)
+			s.restartWorker(1, 0)
+			s.demandAdapters(1, 1, want)
+			folders, err := filepath.Glob(filepath.Join(s.dir, "run", "gapless-adapter-*"))
+			if err != nil || len(folders) != map[string]int{"auto": 1, "off": 0}[mode] {
+				t.Errorf("there are %q, %v", folders, err)
+			}
+			s.stop()
+			if folders, err = filepath.Glob(filepath.Join(s.dir, "run", "gapless-adapter-*")); err != nil || len(folders) > 0 {
+				t.Errorf("left behind: %q, %v", folders, err)
+			}
+		})
+	}
+}
+
+// Workers of another user read the adapter where they can reach it.
+func TestUvicorn_AdapterOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Fatal("this needs root: it runs workers as another user")
+	}
+	place := publicDir(t)
+	s := uvicornServer(t, options{flags: []string{"--user", "65534"}, env: []string{"TMPDIR=" + place}})
+	s.demandAdapters(1, 2, "uvicorn ")
+	s.upgrade(2)
+	s.settled(2, 2)
+	s.demandAdapters(2, 2, "uvicorn ")
+	s.stop()
+}

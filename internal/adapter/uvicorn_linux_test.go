@@ -270,6 +270,7 @@ func TestUvicorn_FullStop(t *testing.T) {
 			c.answered("a")
 		}
 		busy.send(post("/wait", "b"))
+		ws := webSocket(t, w)
 		w.drain(channel.Drain{Deadline: time.Minute, Stop: true})
 		talks.send(post("/", "c"))
 		talks.answered("c")
@@ -278,6 +279,9 @@ func TestUvicorn_FullStop(t *testing.T) {
 		quiet.ended()
 		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("it had %v", took)
+		}
+		if _, _, err := ws.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusServiceRestart {
+			t.Errorf("the WebSocket ended with %v", err)
 		}
 		w.lives()
 		w.release("/wait")
@@ -300,17 +304,23 @@ func TestUvicorn_ChannelEnds(t *testing.T) {
 	w.ends()
 }
 
+func webSocket(t *testing.T, w *worker) *websocket.Conn {
+	t.Helper()
+	ws, resp, err := websocket.Dial(t.Context(), "ws://"+w.addr+"/", nil)
+	if resp != nil && resp.Body != nil {
+		resp.Body.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ws.CloseNow() })
+	return ws
+}
+
 // WebSockets stay until shortly before the deadline, and are then closed with the word that to connect again is worth while.
 func TestUvicorn_WebSockets(t *testing.T) {
 	with(t, func(t *testing.T, w *worker, _ string) {
-		ws, resp, err := websocket.Dial(t.Context(), "ws://"+w.addr+"/", nil)
-		if resp != nil && resp.Body != nil {
-			resp.Body.Close()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = ws.CloseNow() }()
+		ws := webSocket(t, w)
 		echo := func(text string) error {
 			if err := ws.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
 				return err
@@ -337,7 +347,7 @@ func TestUvicorn_WebSockets(t *testing.T) {
 			t.Errorf("%d bytes have moved", s.Bytes)
 		}
 		none(t, r)
-		_, _, err = ws.Read(t.Context())
+		_, _, err := ws.Read(t.Context())
 		if code := websocket.CloseStatus(err); code != websocket.StatusServiceRestart {
 			t.Errorf("ended with %v, want %d", err, websocket.StatusServiceRestart)
 		}

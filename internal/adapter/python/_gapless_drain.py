@@ -40,7 +40,8 @@ class Drain:
         self.handed = self.bytes = 0
         self.seen: dict[Any, int] = {}  # bytes that each connection had moved at the last report
         self.watched: set[Any] = set()
-        self.closing: dict[Any, float] = {}  # WebSockets, and when each is closed
+        self.closing: dict[Any, float] = {}  # WebSockets, and when each is to be closed
+        self.closed: set[Any] = set()  # those that have been told
 
     def begin(self) -> None:
         self.began = self.loop.time()
@@ -103,8 +104,9 @@ class Drain:
         idle_until = min(self.last, self.began + LAST_ANSWERS) if self.stop else self.last
         for protocol in list(self.connections):
             if not isinstance(protocol, self.cls):
-                if now > self.closing.setdefault(protocol, self.last - random.random() * self.spread):
-                    self.closing[protocol] = float("inf")
+                due = self.closing.setdefault(protocol, self.last - random.random() * self.spread)
+                if now > min(due, idle_until) and protocol not in self.closed:
+                    self.closed.add(protocol)
                     protocol.shutdown()  # with 1012
             elif not self.give(protocol):
                 self.watch(protocol)
