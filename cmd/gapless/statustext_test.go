@@ -53,6 +53,25 @@ generation 1: draining, 1d01h old
 	}
 }
 
+func TestStatusText_Staged(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, tt := range []struct {
+		staged control.Staged
+		want   string
+	}{
+		{control.Staged{Generation: 4, State: control.GenerationStaged, Percent: 5, Steps: []int{25, 50}, Until: now.Add(29 * time.Second), Next: "it gets 25 %"},
+			"staged   generation 4 gets 5 % of new connections; next, it gets 25 % in 29s\n"},
+		{control.Staged{Generation: 4, State: control.GenerationStaged, Next: "it is promoted, shifted or aborted by order"},
+			"staged   generation 4 gets 0 % of new connections; next, it is promoted, shifted or aborted by order\n"},
+		{control.Staged{Generation: 4, State: control.GenerationWindow, Percent: 100, Until: now.Add(-time.Second), Next: "it takes charge"},
+			"window   generation 4 gets 100 % of new connections; next, it takes charge in 0s\n"},
+	} {
+		if got := statusText(control.Status{State: control.StateStaged, Staged: &tt.staged}, now); !strings.Contains(got, tt.want) {
+			t.Errorf("got\n%s\nwant in it\n%s", got, tt.want)
+		}
+	}
+}
+
 func TestProgress(t *testing.T) {
 	slot, oldest := 1, 12.4
 	events := []control.Event{

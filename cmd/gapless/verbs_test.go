@@ -82,6 +82,12 @@ func outcomes(name string) (*controltest.Fake, bool) {
 	case "aborted":
 		f.Outcome = control.Result{Generation: 2, Reason: "worker 0 ended before it was ready: exit status 1",
 			Tail: []string{"Traceback (most recent call last):", "\x1b[31mImportError: no module\x07"}}
+	case "staged":
+		percent := 25
+		f.Outcome.State, f.Outcome.Percent = control.GenerationStaged, &percent
+	case "window":
+		percent := 100
+		f.Outcome.State, f.Outcome.Percent = control.GenerationWindow, &percent
 	case "busy":
 		f.Outcome, f.Err, f.Events = control.Result{}, control.ErrBusy, nil
 	case "no-master":
