@@ -221,7 +221,7 @@ func (m *master) snapshot() ledger {
 	l.Revision, l.Next, l.Wanted, l.Operation = m.account.revision, m.account.next, m.account.wanted, m.account.operation
 	l.Configured, l.Acked = m.account.configured, m.link.recall()
 	l.After, l.AfterFailed = m.account.after, m.account.afterFailed
-	l.Facts = append([]facts{*m.facts.Load()}, m.account.older...)
+	l.Facts = append([]facts{*m.facts.Load()}, peopled(m.account.older, l.Workers)...)
 	if s := m.stage.Load(); s != nil {
 		workers, known := s.kept()
 		l.Workers, l.Facts = append(l.Workers, workers...), append(l.Facts, known...)

@@ -166,8 +166,9 @@ func (m *master) refuse() {
 // aborted follows the failure of an attempt: this generation serves on. staged is nil if the new one was not to be staged.
 func (m *master) aborted(err error, staged *stage) {
 	if staged != nil && staged.box.get() == GenerationDraining {
-		m.older = append([]facts{staged.facts}, m.older...)
-		m.older[0].MasterPID = 0
+		known := staged.factsNow()
+		known.MasterPID = 0
+		m.older = append([]facts{known}, peopled(m.older, m.pool.Records())...)
 	}
 	m.lent.Lock()
 	names := m.lent.names
@@ -248,7 +249,7 @@ func (o *owner) Freeze() ([]upgrade.Parcel, error) {
 	}
 	answer, _ := m.op.waiting()
 	err = add(parcelMaster, legacy{Next: m.next, Acked: m.link.recall(), Answer: answer, Began: m.op.began,
-		Facts: append([]facts{*m.facts.Load()}, m.older...), Preview: m.preview.name, After: m.after})
+		Facts: append([]facts{*m.facts.Load()}, peopled(m.older, records)...), Preview: m.preview.name, After: m.after})
 	err = errors.Join(err, add(parcelInventory, m.inv.State()))
 	for i := range records {
 		err = errors.Join(err, add(parcelWorker, records[i], records[i].Files...))

@@ -171,10 +171,24 @@ func (c *chain) look() {
 		if st := s.m.state.get(); st != Starting && st != Over {
 			inCharge++
 			c.weights(s.m)
+			c.remembered(s.m)
 		}
 	}
 	if inCharge > 1 {
 		c.locked(func() { c.fault("%d masters are in charge", inCharge) })
+	}
+}
+
+// remembered looks at what a master that takes this one's place would learn of older generations: only what it needs.
+func (c *chain) remembered(m *master) {
+	if m.inv == nil || m.state.get() == Frozen {
+		return
+	}
+	l := m.snapshot()
+	for _, f := range l.Facts[1:] {
+		if !slices.ContainsFunc(l.Workers, func(w workerpool.Record) bool { return w.Generation == f.Generation }) {
+			c.locked(func() { c.fault("generation %d is remembered and has no workers", f.Generation) })
+		}
 	}
 }
 

@@ -32,6 +32,14 @@ func ownBinary() string {
 // charge notes what the master before knew of older generations.
 func (m *master) charge(known []facts) { m.older = known }
 
+// peopled returns what is known of the generations that still have workers: of the others nobody needs to know, and a
+// master that comes after a thousand upgrades should not have to.
+func peopled(known []facts, workers []workerpool.Record) []facts {
+	return slices.DeleteFunc(slices.Clone(known), func(f facts) bool {
+		return !slices.ContainsFunc(workers, func(w workerpool.Record) bool { return w.Generation == f.Generation })
+	})
+}
+
 // sendStatus answers a command for the status. It goes as a file: thousands of workers do not fit into a packet.
 func (m *master) sendStatus(seq uint64) {
 	f, err := anonymousFile("gapless-status")
