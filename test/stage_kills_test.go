@@ -69,7 +69,7 @@ func TestStageKills_Masters(t *testing.T) {
 			t.Run(victims+" "+phase.name, func(t *testing.T) {
 				s := start(t, options{})
 				p := stageLoad(s, true)
-				p.streams[0].Rate /= 2
+				p.streams[0].Rate /= 2 // many die here, and much starts
 				r := p.under(t, 1, func(int) {
 					phase.to(s)
 					pause(slower(200 * time.Millisecond))

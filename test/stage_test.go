@@ -64,7 +64,7 @@ func (s *server) staged(generation int, state string, percent int) control.Statu
 func stageLoad(s *server, handoff bool) plan {
 	p := plan{addr: s.addr, every: 0, tail: slower(500 * time.Millisecond)}
 	if handoff {
-		p.streams = postStreams("/echo", requestsPerSecond()/3)
+		p.streams = postStreams("/echo", requestsPerSecond()/5)
 	} else {
 		p.streams = []load.Stream{{Kind: load.NewConn, Connections: 8, Rate: 60, Method: http.MethodPost, Path: "/", Body: 50}}
 	}
