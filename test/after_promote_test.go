@@ -4,11 +4,14 @@ package test
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"gapless/internal/control"
 )
@@ -28,33 +31,58 @@ func after(t *testing.T, path string) string {
 	return noted(t, path)
 }
 
+// hold begins a request to the built-in app that lasts until end is called, which demands that a generation answers it.
+func (s *server) hold(generation int) (end func()) {
+	s.t.Helper()
+	c, err := net.DialTimeout("tcp", s.addr, patience)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = c.Close() })
+	if _, err := io.WriteString(c, "POST /echo HTTP/1.1\r\nHost: server\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhel"); err != nil {
+		s.t.Fatal(err)
+	}
+	previewed{server: s}.underWay(generation)
+	return func() {
+		s.t.Helper()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(c, "lo"); err != nil {
+			s.t.Fatalf("the request in flight was lost: %v", err)
+		}
+		answer, err := io.ReadAll(c)
+		want := fmt.Sprintf("X-Gapless-Generation: %d\r\n", generation)
+		if err != nil || !strings.HasSuffix(string(answer), "hello") || !strings.Contains(string(answer), want) {
+			s.t.Fatalf("the request in flight got %q, %v; want %q in it", answer, err, want)
+		}
+	}
+}
+
 // Each upgrade's step runs once, in order, and not before the old generation is gone; none runs at the first start, nor for
 // an upgrade that is aborted.
 func TestAfterPromote_RunsOnceWhenTheOldIsGone(t *testing.T) {
 	for _, program := range []string{"gapless", "uvicorn"} {
 		t.Run(program, func(t *testing.T) {
 			notes := filepath.Join(publicDir(t), "notes")
-			o := options{flags: []string{"--after-promote", "echo $GAPLESS_GENERATION >> " + notes, "--after-promote", "echo then >> " + notes}, env: []string{"E2E_STARTUP=0"}}
+			o := options{flags: []string{"--drain-timeout", "5m", "--after-promote", "echo $GAPLESS_GENERATION >> " + notes, "--after-promote", "echo then >> " + notes}, env: []string{"E2E_STARTUP=0"}}
 			var s *server
 			if program == "gapless" {
 				s = start(t, o)
 			} else {
 				s = foreign(t, program, o)
 			}
-			var slow *later
+			end := func() {}
 			if program == "gapless" {
-				slow = s.ask("/slow?ms=4000")
-				previewed{server: s}.underWay(1)
+				end = s.hold(1)
 			}
 			s.upgrade(2)
 			s.verb("upgrade", "--stage").demand(t, 0)
 			s.verb("abort").demand(t, 0)
 			s.upgrade(4) // what is to follow generation 2 is this one's to run now
-			if slow != nil {
+			if program == "gapless" {
 				if got := after(t, notes); got != "" {
 					t.Errorf("%q ran while a worker of generation 1 was there", got)
 				}
-				slow.answer(t).generation(1)
+				end()
 			}
 			s.await("the step after generation 4", func(e event) bool { return e.Msg == afterDone && e.After == 4 })
 			s.upgrade(5)
@@ -78,7 +106,7 @@ func TestAfterPromote_FailuresAndKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	step := fmt.Sprintf("echo $GAPLESS_GENERATION >> %s; case $GAPLESS_GENERATION in 2) echo broken; exit 5;; 4) cat %s;; esac", notes, hold)
-	s := start(t, options{flags: []string{"--after-promote", step}})
+	s := start(t, options{flags: []string{"--after-promote", step, "--drain-timeout", "5m"}})
 	s.upgrade(2)
 	s.await("the step after generation 2", msg(afterFailed))
 	st := s.becomes("it is degraded", func(st control.Status) bool { return st.State == control.StateDegraded })
@@ -88,14 +116,13 @@ func TestAfterPromote_FailuresAndKills(t *testing.T) {
 	s.get("/").generation(2)
 
 	// Killed while the step waits for a request of the old generation: it runs when that is over.
-	slow := s.ask("/slow?ms=3000")
-	previewed{server: s}.underWay(2)
+	end := s.hold(2)
 	s.upgrade(3)
 	s.killMaster()
 	if got := after(t, notes); got != "2" {
 		t.Errorf("%q has run", got)
 	}
-	slow.answer(t).generation(2)
+	end()
 	s.await("the step after generation 3", msg(afterDone))
 
 	// Killed while it runs: what becomes of it nobody knows, and it is not run again.
