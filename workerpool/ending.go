@@ -135,3 +135,31 @@ func (w *worker) close() {
 	}
 	w.proc.Close()
 }
+
+// hint says what would have made the worker ready, and what to do.
+func (w *worker) hint() string {
+	if name := w.snapshot().Adapter; name != "" && w.tellsItself {
+		return name + " has not completed its startup"
+	}
+	if w.tellsItself {
+		return "it uses the gapless package and has not said that it is ready: it must accept on every socket that it was " +
+			"given, or call gapless.Ready()"
+	}
+	return w.pool.cfg.Readiness.hint()
+}
+
+// fail ends a worker that cannot become ready.
+func (w *worker) fail(err error) {
+	w.failure = &StartError{Worker: w.snapshot().ID, Tail: w.out.lastLines(), Err: err}
+	w.killNow(err.Error())
+}
+
+// killNow ends the worker and its process group.
+func (w *worker) killNow(reason string) {
+	if w.snapshot().State != Killing {
+		w.to(Killing, reason)
+	}
+	if err := w.proc.SignalGroup(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		w.pool.log.Warn("worker cannot be killed", zap.Int("pid", w.proc.PID()), zap.Error(err))
+	}
+}

@@ -394,29 +394,3 @@ func TestPool_FreezesWhileTheRestOfAGroupDrains(t *testing.T) {
 		w.verify()
 	})
 }
-
-func TestPool_AHungWorkerIsKilledByTheNextMaster(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, m := started(t, 2, func(p *program) error { // none heeds ABRT
-			p.serving = true
-			return nil
-		})
-		hung := w.alive()[0]
-		m.Abort(hung.pid, "it hangs")
-		aborted := w.awaitEntry("aborted", hung.pid, 0)
-		<-time.After(time.Second)
-		records, err := m.Freeze()
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.leave()
-		next := w.newMaster(2, nil)
-		next.Adopt(travel(t, records))
-		if killed := w.awaitEntry("group KILL", hung.pid, 0); killed.at.Sub(aborted.at) != abortGrace {
-			t.Errorf("killed %v after ABRT, want %v", killed.at.Sub(aborted.at), abortGrace)
-		}
-		next.end()
-		m.end()
-		w.verify()
-	})
-}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"gapless/internal/channel"
 	"gapless/internal/notify"
 
 	"go.uber.org/zap"
@@ -155,4 +156,58 @@ func (w *worker) readNotify(ctx context.Context) {
 		}
 		w.tellOwner(ctx, m)
 	}
+}
+
+// hear takes what a reader heard and tells whether it makes a starting worker ready.
+func (w *worker) hear(said any) bool {
+	ready := false
+	switch m := said.(type) {
+	case channel.Adapter:
+		w.mu.Lock()
+		w.info.Adapter, w.info.NoAdapter = m.Name, m.Reason
+		if m.Reason != "" {
+			w.info.Adapter = ""
+		}
+		w.mu.Unlock()
+		w.pool.cfg.Keeper.Changed()
+	case channel.Hello:
+		w.mu.Lock()
+		w.tellsItself = true
+		w.mu.Unlock()
+		w.pool.cfg.Keeper.Changed()
+	case channel.Ready:
+		w.mu.Lock()
+		w.takesDrain = m.Drain
+		w.info.Handoff = m.Handoff
+		w.mu.Unlock()
+		ready = true
+	case channel.Status:
+		w.mu.Lock()
+		now := time.Now()
+		w.info.InFlight, w.info.Connections, w.info.Handed, w.info.Reports = m.InFlight, m.Connections, m.Handed, true
+		w.info.Oldest = time.Time{}
+		if age := m.Oldest(); age > 0 {
+			w.info.Oldest = now.Add(-age)
+		}
+		w.gets.heard(m.Bytes, now)
+		w.mu.Unlock()
+	case notify.Message:
+		ready = m.Ready() && !w.given.waitsFor(m, w.pool.cfg.Readiness.Mode)
+		if says, ok := m.Fields["STATUS"]; ok {
+			w.mu.Lock()
+			w.info.Says = says[:min(len(says), maxSays)]
+			w.mu.Unlock()
+		}
+		if m.Fields["WATCHDOG"] == "1" {
+			w.mu.Lock()
+			w.info.Beat = time.Now()
+			w.mu.Unlock()
+		}
+	case barrier:
+		close(m)
+	case matched:
+		return w.snapshot().State == Starting
+	}
+	mode := w.pool.cfg.Readiness.Mode
+	return ready && (mode == ReadyAuto || mode == ReadyNotify) && w.snapshot().State == Starting
 }

@@ -2,9 +2,7 @@ package workerpool
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -14,57 +12,6 @@ import (
 
 	"go.uber.org/zap"
 )
-
-// ID names a worker in logs and errors.
-type ID struct {
-	Slot       int `json:"slot"`
-	Generation int `json:"generation"`
-	PID        int `json:"pid"`
-}
-
-func (id ID) String() string { return fmt.Sprintf("%d (pid %d)", id.Slot, id.PID) }
-
-// Info is what the Gate and status know of a worker.
-type Info struct {
-	ID
-	Lanes    []string  `json:"lanes"`
-	Inodes   []uint64  `json:"inodes"` // of the lanes' sockets
-	State    State     `json:"state"`
-	Since    time.Time `json:"since"`
-	Started  time.Time `json:"started"`
-	Reason   string    `json:"reason,omitempty"` // why it is in its state
-	Revision int       `json:"revision,omitempty"`
-	Role     string    `json:"role,omitempty"`   // "" for a worker, else what kind of helper it is
-	Told     bool      `json:"told"`             // it has got its order to drain
-	ToldAt   time.Time `json:"told_at,omitzero"` // when
-	Handoff  bool      `json:"handoff"`          // it takes handed-over connections
-
-	Adapter   string `json:"adapter,omitempty"`    // what the adapter in it has found; "": none is in force
-	NoAdapter string `json:"no_adapter,omitempty"` // why none is
-
-	InFlight    int `json:"in_flight"` // what a draining worker last said
-	Connections int `json:"connections"`
-	Handed      int `json:"handed"`
-	// Oldest is when the oldest of those requests began; zero: there is none, or the worker cannot tell.
-	Oldest  time.Time `json:"oldest,omitzero"`
-	Reports bool      `json:"reports,omitempty"` // it has said any of this
-
-	Says string `json:"says,omitempty"` // its last STATUS=
-
-	Beat time.Time `json:"beat,omitzero"` // when it last said WATCHDOG=1
-}
-
-// Order is the order to drain.
-type Order struct {
-	Reason  string
-	Stop    bool          // nobody takes over: everything ends
-	Timeout time.Duration // from the stop signal to KILL; 0: no limit
-	Extra   time.Duration // granted to a worker that knows the channel while bytes still move
-	Spread  time.Duration // over which it spreads the close frames of its WebSockets
-	// Queue returns the sending end of the queue that takes the idle connections of a worker that knows the channel,
-	// or nil. It is called when the worker is told, and the file stays the callee's.
-	Queue func() *os.File
-}
 
 // worker is one process and the goroutine that owns it.
 type worker struct {
@@ -401,88 +348,6 @@ func (w *worker) becomeReady(how string) {
 	w.pool.hasReady()
 	w.pool.cfg.Keeper.Sync() // it does not say twice that it is ready, and what it takes
 	close(w.ready)
-}
-
-// hint says what would have made the worker ready, and what to do.
-func (w *worker) hint() string {
-	if name := w.snapshot().Adapter; name != "" && w.tellsItself {
-		return name + " has not completed its startup"
-	}
-	if w.tellsItself {
-		return "it uses the gapless package and has not said that it is ready: it must accept on every socket that it was " +
-			"given, or call gapless.Ready()"
-	}
-	return w.pool.cfg.Readiness.hint()
-}
-
-// fail ends a worker that cannot become ready.
-func (w *worker) fail(err error) {
-	w.failure = &StartError{Worker: w.snapshot().ID, Tail: w.out.lastLines(), Err: err}
-	w.killNow(err.Error())
-}
-
-// killNow ends the worker and its process group.
-func (w *worker) killNow(reason string) {
-	if w.snapshot().State != Killing {
-		w.to(Killing, reason)
-	}
-	if err := w.proc.SignalGroup(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		w.pool.log.Warn("worker cannot be killed", zap.Int("pid", w.proc.PID()), zap.Error(err))
-	}
-}
-
-// hear takes what a reader heard and tells whether it makes a starting worker ready.
-func (w *worker) hear(said any) bool {
-	ready := false
-	switch m := said.(type) {
-	case channel.Adapter:
-		w.mu.Lock()
-		w.info.Adapter, w.info.NoAdapter = m.Name, m.Reason
-		if m.Reason != "" {
-			w.info.Adapter = ""
-		}
-		w.mu.Unlock()
-		w.pool.cfg.Keeper.Changed()
-	case channel.Hello:
-		w.mu.Lock()
-		w.tellsItself = true
-		w.mu.Unlock()
-		w.pool.cfg.Keeper.Changed()
-	case channel.Ready:
-		w.mu.Lock()
-		w.takesDrain = m.Drain
-		w.info.Handoff = m.Handoff
-		w.mu.Unlock()
-		ready = true
-	case channel.Status:
-		w.mu.Lock()
-		now := time.Now()
-		w.info.InFlight, w.info.Connections, w.info.Handed, w.info.Reports = m.InFlight, m.Connections, m.Handed, true
-		w.info.Oldest = time.Time{}
-		if age := m.Oldest(); age > 0 {
-			w.info.Oldest = now.Add(-age)
-		}
-		w.gets.heard(m.Bytes, now)
-		w.mu.Unlock()
-	case notify.Message:
-		ready = m.Ready() && !w.given.waitsFor(m, w.pool.cfg.Readiness.Mode)
-		if says, ok := m.Fields["STATUS"]; ok {
-			w.mu.Lock()
-			w.info.Says = says[:min(len(says), maxSays)]
-			w.mu.Unlock()
-		}
-		if m.Fields["WATCHDOG"] == "1" {
-			w.mu.Lock()
-			w.info.Beat = time.Now()
-			w.mu.Unlock()
-		}
-	case barrier:
-		close(m)
-	case matched:
-		return w.snapshot().State == Starting
-	}
-	mode := w.pool.cfg.Readiness.Mode
-	return ready && (mode == ReadyAuto || mode == ReadyNotify) && w.snapshot().State == Starting
 }
 
 func isClosed(c <-chan struct{}) bool {
