@@ -27,6 +27,7 @@ type options struct {
 	wrapper []string   // what the binary is run by, such as setpriv
 	dir     string     // where it is run; "": a directory of its own
 	stdio   *os.File   // instead of a file: a terminal
+	first   bool       // as PID 1 of a PID namespace of its own
 	print   *os.File   // likewise, for what it prints only
 	files   []*os.File // from descriptor 3 on
 	noCount bool       // the number of workers is not for a flag to say
@@ -101,6 +102,9 @@ func publicDir(t testing.TB) string {
 func (s *server) run(o options) {
 	t := s.t
 	t.Helper()
+	if o.first {
+		o.wrapper = []string{"sh", "-c", `mount --make-rprivate / && mount -t proc proc /proc && exec "$@"`, "sh"}
+	}
 	args := append(o.wrapper[:len(o.wrapper):len(o.wrapper)], s.bin, "run", "--log-format", "json")
 	if !strings.Contains(strings.Join(o.flags, " "), "--listen") {
 		port := freePort(t)
@@ -137,6 +141,9 @@ func (s *server) run(o options) {
 	if o.stdio != nil {
 		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = o.stdio, o.stdio, o.stdio
 		s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	}
+	if o.first {
+		s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
 	}
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
