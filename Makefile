@@ -54,7 +54,7 @@ fuzz: ## Fuzz each parser for 20 s
 test-deps: ## Install the servers that the tests run as workers (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd
+		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd haproxy iproute2
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
 
 bench-deps: ## Install what `make bench` and `make bench-peers` measure with and against (Debian, as root)
