@@ -141,7 +141,7 @@ func TestSystemd_KilledAsAWholeServesWhoWaits(t *testing.T) {
 			}
 			if tt.command[1] == role("app-everywhere")[1] {
 				p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/4), every: slower(200 * time.Millisecond), tail: slower(500 * time.Millisecond)}
-				p.under(t, 2, func(i int) { s.upgrade(i + 2) }).untouched(t, p)
+				p.under(t, 2, func(i int) { s.upgrade(i + 2) }).noneLost(t)
 			} else {
 				s.upgrade(2)
 				s.upgrade(3)
@@ -330,7 +330,7 @@ func TestSystemd_SocketUnits(t *testing.T) {
 		t.Errorf("status does not say where it serves:\n%s", st)
 	}
 	p := plan{addr: s.addr, streams: postStreams("/echo", requestsPerSecond()/4), every: slower(200 * time.Millisecond), tail: slower(500 * time.Millisecond)}
-	p.under(t, 2, func(i int) { s.upgrade(i + 2) }).untouched(t, p)
+	p.under(t, 2, func(i int) { s.upgrade(i + 2) }).noneLost(t)
 	s.settled(3, 2)
 
 	s.freeze(3)
