@@ -184,7 +184,7 @@ func TestVerify_UvicornWithNewConnections(t *testing.T) {
 	path := installed(t, "uvicorn")
 	dir := publicDir(t)
 	writeFile(t, filepath.Join(dir, "main.py"), fastAPI)
-	v := verifies(t, []string{"E2E_STARTUP=0.1"}, "-w", "2", "--upgrades", strconv.Itoa(counted(2, 10)), "--chdir", dir, "--clients", "new,silent", "--rate", "60", "--", path, "main:app", "--fd", "{fd}", "--log-level", "warning")
+	v := verifies(t, []string{"E2E_STARTUP=0.1"}, "-w", "2", "--upgrades", strconv.Itoa(counted(2, 10)), "--chdir", dir, "--clients", "new,silent", "--rate", "60", "--fault", "broken-release,kill-worker", "--", path, "main:app", "--log-level", "warning")
 	if v.status != 0 || v.Drops != 0 || v.ClosedIdle != 0 {
 		t.Errorf("status %d %q, %d dropped %+v, %d closed", v.status, v.Reasons, v.Drops, v.Failures, v.ClosedIdle)
 	}

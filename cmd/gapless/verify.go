@@ -18,6 +18,7 @@ import (
 	"gapless/internal/verify"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/sys/unix"
 )
 
 // verifyCmd is `gapless verify`: the rolling-upgrade test. It takes the flags of run as well.
@@ -125,9 +126,17 @@ func (c *verifyCmd) perform(ctx context.Context, plan *verify.Plan, kctx *kong.C
 	if err != nil {
 		return rep, err
 	}
-	server, err := verify.StartServer(ctx, verify.ServerConfig{
-		Binary: binary, Args: c.runArgs(kctx.Selected()), Command: c.command(), Gate: verify.NeedsGate(c.faults()), Log: c.Log, Start: c.startLimit(),
-	})
+	cfg := verify.ServerConfig{Binary: binary, Args: c.runArgs(kctx.Selected()), Command: c.command(), Log: c.Log, Start: c.startLimit()}
+	if cfg.Gate = verify.NeedsGate(c.faults()); cfg.Gate {
+		// What is put before the command hides it from those who would complete it.
+		run, err := c.Flags.config()
+		if err != nil {
+			return rep, err
+		}
+		cfg.Command = run.Command
+		cfg.Args = append(cfg.Args, "--stop-signal="+unix.SignalName(run.StopSignal))
+	}
+	server, err := verify.StartServer(ctx, cfg)
 	if err != nil {
 		return rep, err
 	}

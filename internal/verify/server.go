@@ -26,7 +26,7 @@ type ServerConfig struct {
 	Binary  string   // of gapless
 	Args    []string // of `gapless run`, without the command; --control and --log-format are added
 	Command []string // empty: the built-in app
-	Gate    bool     // let BrokenRelease break it
+	Gate    bool     // let BrokenRelease break it; Command must then be complete
 	Log     string   // where it writes; "" = a temporary file that is removed
 	Start   time.Duration
 }
@@ -70,12 +70,12 @@ func startServer(ctx context.Context, c ServerConfig) (s *Server, said []string,
 	if err != nil {
 		return nil, nil, err
 	}
-	s = &Server{dir: dir, log: c.Log, gate: filepath.Join(dir, "broken"), ended: make(chan struct{})}
+	s = &Server{dir: dir, log: c.Log, ended: make(chan struct{})}
 	if s.log == "" {
 		s.log = filepath.Join(dir, "log")
 	}
 	if err := s.start(c); err != nil {
-		_ = os.RemoveAll(dir)
+		s.remove()
 		return nil, nil, err
 	}
 	if err := s.await(ctx, c.Start); err != nil {
@@ -107,8 +107,9 @@ func (s *Server) start(c ServerConfig) error {
 		if len(command) == 0 {
 			command = []string{c.Binary, "app"}
 		}
-		// A release that is broken exits at once. The shell becomes the command, which so keeps the PID that it was promised.
-		command = append([]string{"/bin/sh", "-c", `if [ -e "$0" ]; then echo "this release is broken on purpose" >&2; exit 7; fi; exec "$@"`, s.gate}, command...)
+		if command, err = s.gated(command); err != nil {
+			return err
+		}
 	}
 	if len(command) > 0 {
 		args = append(append(args, "--"), command...)
@@ -118,6 +119,37 @@ func (s *Server) start(c ServerConfig) error {
 	ready := make(chan error)
 	go s.own(ready)
 	return <-ready
+}
+
+// gated puts a program before a command that ends at once while a release is broken, and otherwise becomes the command,
+// which so keeps the PID and the descriptors that it was promised. Its name is that of a wrapper that gapless looks
+// through. Workers of another user must find it.
+func (s *Server) gated(command []string) ([]string, error) {
+	dir, err := os.MkdirTemp("", "gapless-verify-")
+	if err != nil {
+		return nil, err
+	}
+	s.gate = filepath.Join(dir, "broken")
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return nil, err
+	}
+	program := filepath.Join(dir, "exec")
+	text := "#!/bin/sh\nif [ -e '" + strings.ReplaceAll(s.gate, "'", `'\''`) + "' ]; then\n  echo 'this release is broken on purpose' >&2\n  exit 7\nfi\nexec \"$@\"\n"
+	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(program, 0o755); err != nil { // whatever the umask
+		return nil, err
+	}
+	return append([]string{program}, command...), nil
+}
+
+// remove removes what lies in temporary directories.
+func (s *Server) remove() {
+	_ = os.RemoveAll(s.dir)
+	if s.gate != "" {
+		_ = os.RemoveAll(filepath.Dir(s.gate))
+	}
 }
 
 // await waits until the first generation serves.
@@ -220,7 +252,7 @@ func lastOf(lines []string) string {
 // Stop drains the server, and ends it at once if that takes long: what was to be measured has been. Its error is for
 // people, and changes nothing about that.
 func (s *Server) Stop() error {
-	defer os.RemoveAll(s.dir) //nolint:errcheck // a leftover in the temporary directory
+	defer s.remove()
 	for _, step := range []struct {
 		sig  syscall.Signal
 		wait time.Duration
