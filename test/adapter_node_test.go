@@ -3,10 +3,14 @@
 package test
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -252,4 +256,45 @@ func TestNode_Deaths(t *testing.T) {
 		s.settled(3, 2)
 		s.stop()
 	})
+}
+
+// A program that listens on the path of gapless gets its socket, and one kept-alive connection outlives the workers.
+func TestNode_UnixSocket(t *testing.T) {
+	dir := publicDir(t)
+	path := filepath.Join(dir, "s")
+	script := "require('http').createServer((req, res) => res.end(process.env.GAPLESS_GENERATION)).listen(process.argv[1]).keepAliveTimeout = 60000"
+	s := start(t, options{flags: []string{"--listen", "unix:" + path}, command: []string{installed(t, "node"), "-e", script, path}})
+	dials := 0
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dials++
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}
+	defer tr.CloseIdleConnections()
+	client := &http.Client{Transport: tr, Timeout: patience}
+	ask := func() string {
+		res, err := client.Get("http://x/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	for generation := 1; generation <= 3; generation++ {
+		if generation > 1 {
+			s.upgrade(generation)
+			s.settled(generation, 2)
+		}
+		if got := ask(); got != strconv.Itoa(generation) {
+			t.Errorf("generation %s answered, want %d", got, generation)
+		}
+	}
+	if dials != 1 {
+		t.Errorf("%d connections were needed", dials)
+	}
+	s.adapterInForce()
+	s.stop()
 }

@@ -95,7 +95,7 @@ func launch(t *testing.T, script string, with setting) *app {
 	a.network = "tcp4"
 	at := "127.0.0.1:0"
 	if with.unix {
-		a.network, at = "unix", filepath.Join(a.dir, "socket")
+		a.network, at = "unix", filepath.Join(a.dir, ".0123abcd")
 	}
 	l, err := net.Listen(a.network, at)
 	if err != nil {
@@ -105,6 +105,10 @@ func launch(t *testing.T, script string, with setting) *app {
 	a.addr = l.Addr().String()
 	if u, ok := l.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
+		a.addr = filepath.Join(a.dir, "socket") // it is renamed, as gapless does to replace a file that is there
+		if err := os.Rename(at, a.addr); err != nil {
+			t.Fatal(err)
+		}
 	}
 	lf, err := l.(interface{ File() (*os.File, error) }).File()
 	if err != nil {

@@ -83,14 +83,26 @@ function wanted(args) {
   return {};
 }
 
-// pathOf finds the path of a unix socket among the system's, as node cannot ask a socket for it.
-function pathOf(fd) {
+// boundAt finds the path to which a unix socket was bound among the system's, as node cannot ask a socket for it.
+function boundAt(fd) {
   const { ino } = fs.fstatSync(fd);
   for (const line of fs.readFileSync('/proc/self/net/unix', 'utf8').split('\n')) {
     const field = line.trim().split(/ +/);
-    if (field[6] === String(ino)) return field[7];
+    if (field[6] === String(ino)) return field.slice(7).join(' ');
   }
   return undefined;
+}
+
+// atPath finds the socket that listens at a path. gapless binds to a name of four random bytes in the same folder and renames that,
+// which the kernel does not note; of two such sockets in one folder nobody knows which is meant.
+function atPath(sockets, file) {
+  const wanted = path.resolve(file);
+  const unix = sockets.filter((s) => !s.handle).map((s) => ({ s, bound: boundAt(s.fd) || '' }));
+  const found = unix.find(({ bound }) => bound === wanted);
+  if (found) return found.s;
+  const renamed = unix.filter(({ bound }) => path.dirname(bound) === path.dirname(wanted) &&
+    /^\.[0-9a-f]{8}$/.test(path.basename(bound)) && !fs.existsSync(bound));
+  return renamed.length === 1 && fs.existsSync(wanted) && fs.statSync(wanted).isSocket() ? renamed[0].s : undefined;
 }
 
 // Sockets are the inherited ones, each of which is given to the first server that asks for its address.
@@ -115,7 +127,7 @@ class Sockets {
     const free = this.all.filter((s) => !s.taken);
     let found;
     if (typeof fd === 'number') found = free.find((s) => s.fd === fd);
-    else if (typeof file === 'string') found = free.find((s) => !s.handle && pathOf(s.fd) === path.resolve(file));
+    else if (typeof file === 'string') found = atPath(free, file);
     else if (Number(port) > 0) {
       found = free.find((s) => s.port === Number(port));
       // A port that the environment names is meant to be the server's, whatever gapless listens on.
