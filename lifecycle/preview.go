@@ -157,19 +157,17 @@ func (m *master) watchPreview(ctx context.Context) {
 		}
 		client, err := m.startRelay(previewRole)
 		if err == nil {
-			err = client.Serve(target, m.preview.file)
-		}
-		if err != nil {
-			m.log.Error("Preview connections wait", zap.Error(err))
-			select {
-			case <-time.After(previewPause):
-			case <-ctx.Done():
+			if err = client.Serve(target, m.preview.file); err == nil {
+				m.follow(ctx, client)
+				continue
 			}
+			client.Close() // it ends, as nobody can give it another order
 		}
-		if client == nil {
-			continue
+		m.log.Error("Preview connections wait", zap.Error(err))
+		select {
+		case <-time.After(previewPause):
+		case <-ctx.Done():
 		}
-		m.follow(ctx, client)
 	}
 }
 

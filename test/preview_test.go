@@ -238,6 +238,24 @@ func onlyTheStaged(p previewed) {
 	p.stop()
 }
 
+// In the window both addresses reach the new generation, and after a rollback the old one.
+func TestPreview_InTheWindow(t *testing.T) {
+	p := startPreviewed(t, "", options{})
+	p.verb("upgrade", "--keep", "10m").demand(t, 0)
+	p.shows(2)
+	p.previews(counted(20, 200), 2)
+	p.publics(counted(20, 200), 2)
+	p.verb("rollback").demand(t, 0)
+	p.shows(1)
+	p.previews(counted(20, 200), 1)
+	p.publics(counted(20, 200), 1)
+	p.verb("upgrade", "--keep", "10m").demand(t, 0)
+	p.verb("promote").demand(t, 0)
+	p.previews(counted(20, 200), 3)
+	p.alone(3)
+	p.stop()
+}
+
 // What is in flight over the preview address outlives what becomes of the generation that it reached, unless that never had
 // a share and is given up.
 func TestPreview_InFlightOverStages(t *testing.T) {
