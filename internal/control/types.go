@@ -115,8 +115,8 @@ type Preview struct {
 }
 
 // Headline is the status in one line for people: the first one of `gapless status`, and what systemd shows.
-func (s Status) Headline() string {
-	return fmt.Sprintf("gapless %s, pid %d: %s", s.Version, s.ParentPID, cmp.Or(s.Detail, s.State))
+func (st Status) Headline() string {
+	return fmt.Sprintf("gapless %s, pid %d: %s", st.Version, st.ParentPID, cmp.Or(st.Detail, st.State))
 }
 
 // Address is one place that gapless listens at.
