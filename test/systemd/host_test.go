@@ -76,15 +76,22 @@ func boot(t testing.TB) (h *booted, reason string) {
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		Pdeathsig:  syscall.SIGKILL, // a test that is interrupted leaves no systemd behind
 	}
-	if err := h.cmd.Start(); err != nil {
+	began, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // Pdeathsig means the death of the thread that started it
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := h.cmd.Start()
+		began <- err
+		if err == nil {
+			_ = h.cmd.Wait() // its status says nothing
+		}
+	}()
+	if err := <-began; err != nil {
 		return nil, fmt.Sprintf("namespaces: %v", err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		_ = h.cmd.Wait() // its status says nothing
-		close(ended)
-	}()
 	t.Cleanup(func() {
 		_ = h.cmd.Process.Kill() // and with it the kernel kills all that are in its namespace
 		<-ended
