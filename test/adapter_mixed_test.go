@@ -58,7 +58,7 @@ func TestUvicorn_HandsOverToGoAndBack(t *testing.T) {
 			}
 			writeFile(t, filepath.Join(dir, "python", "main.py"), asgi)
 			script := fmt.Sprintf("#!%s\nimport sys, uvicorn\nsys.path.insert(0, '.')\n"+
-				"uvicorn.run('main:app', fd=3, loop=%q, http=%q, log_level='warning', access_log=False)\n", python, pair.loop, pair.http)
+				"uvicorn.run('main:app', fd=3, loop=%q, http=%q, log_level='warning', access_log=False, timeout_keep_alive=60)\n", python, pair.loop, pair.http)
 			if err := os.WriteFile(filepath.Join(dir, "python", "serve"), []byte(script), 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -107,7 +107,7 @@ func TestUvicorn_WithAndWithoutTheAdapter(t *testing.T) {
 	s := uvicornServer(t, options{flags: []string{"--config", config}}, "--http", "h11")
 	s.demandAdapters(1, 2, "(h11, ")
 	// What is pipelined behind the answer that ends a connection is the client's to send again, as HTTP says.
-	p := plan{addr: s.addr, streams: uvicornStreams(150)[:2], rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: 2 * time.Second}
+	p := plan{addr: s.addr, streams: uvicornStreams(100)[:2], rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: 2 * time.Second}
 	writeTo(t, config, "adapter: \"off\"\n")
 	r := p.under(t, 1, func(int) { s.upgrade(2) })
 	r.noneLost(t)
@@ -170,10 +170,10 @@ func TestUvicorn_AdapterThatCannotLoad(t *testing.T) {
 // Whatever stands before uvicorn, its environment and its descriptors arrive, and the order to drain does, too.
 func TestUvicorn_BehindWrappers(t *testing.T) {
 	for name, command := range map[string][]string{
-		"sh -c":    {"/bin/sh", "-c", "uvicorn main:app --fd 3 --log-level warning; true"},
-		"env":      {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning"},
-		"gunicorn": {"gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "30", "--log-level", "warning", "main:app"},
-		"the port": {"uvicorn", "main:app", "--port", "{port}", "--log-level", "warning"},
+		"sh -c":    {"/bin/sh", "-c", "uvicorn main:app --fd 3 --log-level warning --timeout-keep-alive 60; true"},
+		"env":      {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning", "--timeout-keep-alive", "60"},
+		"gunicorn": {"gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "60", "--log-level", "warning", "main:app"},
+		"the port": {"uvicorn", "main:app", "--port", "{port}", "--log-level", "warning", "--timeout-keep-alive", "60"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			installed(t, "uvicorn")

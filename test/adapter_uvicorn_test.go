@@ -45,13 +45,13 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 `
 
-// uvicornServer runs uvicorn as its user would.
+// uvicornServer runs uvicorn as its user would, with a keep-alive timeout that is no reason to close anything here.
 func uvicornServer(t *testing.T, o options, args ...string) *server {
 	t.Helper()
 	path := installed(t, "uvicorn")
 	s := prepare(t)
 	writeFile(t, filepath.Join(s.dir, "main.py"), asgi)
-	o.command = append([]string{path, "main:app", "--fd", "{fd}", "--log-level", "warning", "--no-access-log"}, args...)
+	o.command = append([]string{path, "main:app", "--fd", "{fd}", "--log-level", "warning", "--no-access-log", "--timeout-keep-alive", "60"}, args...)
 	s.run(o)
 	s.await("uvicorn is ready", msg("Application startup complete"))
 	return s
@@ -76,7 +76,7 @@ func TestUvicorn_UpgradesAndReloadsAreNotNoticed(t *testing.T) {
 		for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
 			t.Run(fmt.Sprintf("%s, %s, %v away", pair.loop, pair.http, rtt), func(t *testing.T) {
 				s := uvicornServer(t, options{}, "--loop", pair.loop, "--http", pair.http)
-				p := plan{addr: s.addr, streams: uvicornStreams(150), rtt: rtt, every: 600 * time.Millisecond, tail: time.Second}
+				p := plan{addr: s.addr, streams: uvicornStreams(100), rtt: rtt, every: 600 * time.Millisecond, tail: time.Second}
 				n := counted(2, 10)
 				r := p.under(t, 2*n, func(i int) {
 					if i%2 == 0 {
@@ -99,11 +99,18 @@ func TestUvicorn_UpgradesAndReloadsAreNotNoticed(t *testing.T) {
 // The control: what the adapter is for.
 func TestUvicorn_WithoutTheAdapterConnectionsAreClosed(t *testing.T) {
 	s := uvicornServer(t, options{flags: []string{"--adapter", "off"}})
-	p := plan{addr: s.addr, streams: uvicornStreams(150), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: time.Second}
-	r := p.under(t, 3, func(i int) { s.upgrade(i + 2) })
-	if r.lost() == 0 || r.closed(p) == 0 {
-		t.Errorf("%d requests lost, %d connections closed: neither may be 0\n%s", r.lost(), r.closed(p), r)
+	p := plan{addr: s.addr, streams: uvicornStreams(100), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: time.Second}
+	lost, closed, generation := 0, 0, 1
+	for range 5 { // some lose nothing, by luck
+		r := p.under(t, 2, func(int) { generation++; s.upgrade(generation) })
+		lost, closed = lost+r.lost(), closed+r.closed(p)
+		if lost > 0 && closed > 0 {
+			break
+		}
 	}
-	t.Logf("%d requests lost, %d connections closed", r.lost(), r.closed(p))
+	if lost == 0 || closed == 0 {
+		t.Errorf("%d requests lost, %d connections closed: neither may be 0", lost, closed)
+	}
+	t.Logf("%d requests lost, %d connections closed", lost, closed)
 	s.stop()
 }
