@@ -47,7 +47,7 @@ func (s *server) demandAdapters(generation, workers int, part string) {
 
 // Connections move from uvicorn to a Go program and back: they speak one protocol.
 func TestUvicorn_HandsOverToGoAndBack(t *testing.T) {
-	python := strings.TrimPrefix(strings.TrimSpace(strings.SplitN(readText(t, installed(t, "uvicorn")), "\n", 2)[0]), "#!")
+	python := pythonOf(t)
 	for _, pair := range pairs {
 		t.Run(pair.loop+", "+pair.http, func(t *testing.T) {
 			dir := publicDir(t)
@@ -90,13 +90,15 @@ func TestUvicorn_HandsOverToGoAndBack(t *testing.T) {
 	}
 }
 
-func readText(t *testing.T, path string) string {
+// pythonOf returns the interpreter that has uvicorn.
+func pythonOf(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	text, err := os.ReadFile(installed(t, "uvicorn"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(b)
+	line, _, _ := strings.Cut(string(text), "\n")
+	return strings.TrimSpace(strings.TrimPrefix(line, "#!"))
 }
 
 // A release with an adapter is followed by one without, and that by one with: what is asked of the first loses nothing, as
@@ -145,7 +147,7 @@ func TestUvicorn_AdapterThatCannotLoad(t *testing.T) {
 			if tt.command != nil {
 				command = tt.command
 				if command[0] == "{python}" {
-					command[0] = strings.TrimPrefix(strings.TrimSpace(strings.SplitN(readText(t, uvicorn), "\n", 2)[0]), "#!")
+					command[0] = pythonOf(t)
 				}
 			}
 			// The control socket needs a place.
@@ -170,20 +172,23 @@ func TestUvicorn_AdapterThatCannotLoad(t *testing.T) {
 // Whatever stands before uvicorn, its environment and its descriptors arrive, and the order to drain does, too.
 func TestUvicorn_BehindWrappers(t *testing.T) {
 	for name, command := range map[string][]string{
-		"sh -c":    {"/bin/sh", "-c", "uvicorn main:app --fd 3 --log-level warning --timeout-keep-alive 60; true"},
-		"env":      {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning", "--timeout-keep-alive", "60"},
-		"gunicorn": {"gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "60", "--log-level", "warning", "main:app"},
-		"the port": {"uvicorn", "main:app", "--port", "{port}", "--log-level", "warning", "--timeout-keep-alive", "60"},
+		"sh -c":     {"/bin/sh", "-c", "uvicorn main:app --fd 3 --log-level warning --timeout-keep-alive 60; true"},
+		"env":       {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning", "--timeout-keep-alive", "60"},
+		"gunicorn":  {"gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "60", "--log-level", "warning", "main:app"},
+		"a program": {"{python}", "serve.py", "{port}"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			installed(t, "uvicorn")
 			installed(t, "gunicorn")
 			s := prepare(t)
 			writeFile(t, filepath.Join(s.dir, "main.py"), asgi)
+			// As `fastapi run` does: it names a host and a port, and nothing else.
+			writeFile(t, filepath.Join(s.dir, "serve.py"), "import sys, uvicorn\n"+
+				"uvicorn.run('main:app', host='0.0.0.0', port=int(sys.argv[1]), reload=False, workers=None, timeout_keep_alive=60)\n")
 			port := fmt.Sprint(freePort(t))
 			s.addr = "127.0.0.1:" + port
 			for i := range command {
-				command[i] = strings.ReplaceAll(command[i], "{port}", port)
+				command[i] = strings.NewReplacer("{port}", port, "{python}", pythonOf(t)).Replace(command[i])
 			}
 			s.run(options{flags: []string{"-w", "2", "--listen", s.addr}, command: command})
 			s.await("it serves", msg("Application startup complete"))
