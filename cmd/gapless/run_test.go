@@ -136,8 +136,8 @@ func TestRun_Flags(t *testing.T) {
 		{"--env-file a --env-file b,c", func(c *lifecycle.Config) { c.EnvFiles = []string{"a", "b,c"} }},
 		{"--control /run/x.sock", func(c *lifecycle.Config) { c.Control = "/run/x.sock" }},
 		{"--pid-file /run/x.pid", func(c *lifecycle.Config) { c.PIDFile = "/run/x.pid" }},
-		{"-- uvicorn main:app --fd {fd} --workers 2 -- x", func(c *lifecycle.Config) {
-			c.Command = []string{"uvicorn", "main:app", "--fd", "{fd}", "--workers", "2", "--", "x"}
+		{"-- server main:app --fd {fd} --workers 2 -- x", func(c *lifecycle.Config) {
+			c.Command = []string{"server", "main:app", "--fd", "{fd}", "--workers", "2", "--", "x"}
 		}},
 		{"-w 2 -- server -w 7", func(c *lifecycle.Config) { c.Workers, c.Command = 2, []string{"server", "-w", "7"} }},
 	} {
