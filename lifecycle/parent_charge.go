@@ -108,6 +108,7 @@ func (p *parent) watchOver(m *process, d time.Duration) {
 		select {
 		case p.timeout <- m:
 		case <-m.Done():
+		case <-p.over:
 		}
 	})
 }
