@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"gapless/internal/control"
+	"gapless/internal/pidfd"
+	"gapless/internal/procfs"
 	"gapless/upgrade"
 	"gapless/workerpool"
 
@@ -67,6 +70,7 @@ type stage struct {
 	queues  map[string]stageQueue     // by lane
 	percent int
 	spared  bool
+	stuck   int       // PID of a worker that hangs; 0: none is known to
 	until   time.Time // the end of a bake or the window
 	steps   []int     // the shares to come
 	next    string
@@ -214,7 +218,7 @@ func (s *stage) Left() {
 	s.mu.Lock()
 	records := s.records()
 	s.known = make(map[int]workerpool.Record)
-	spared := s.spared
+	spared, stuck := s.spared, s.stuck
 	s.mu.Unlock()
 	next := GenerationGone
 	if spared && len(records) > 0 {
@@ -231,6 +235,9 @@ func (s *stage) Left() {
 		s.m.gate.adoptLanes(r.Lanes)
 	}
 	s.m.pool.Adopt(records)
+	if stuck != 0 { // who waits at its lane is passed on when it is gone
+		s.m.pool.Abort(stuck, "it hangs")
+	}
 	s.m.pool.DrainOthers(s.m.order("its generation was aborted", false))
 	s.m.log.Info("The workers of the aborted generation drain", fGeneration(s.box.number), zap.Int("workers", len(records)))
 }
@@ -337,11 +344,27 @@ func (s *stage) hung(now time.Time) error {
 		}
 		s.queues[r.Name] = stageQueue{queue: r.Queue, since: before.since, looked: now}
 		if stuck := now.Sub(before.since); stuck > limit && !traced(w.PID) {
+			s.stuck = w.PID
+			endStopped(w)
 			return &upgrade.StageError{Reason: fmt.Sprintf("its worker %d (pid %d) has accepted none of %d waiting connections for %v",
 				w.Slot, w.PID, r.Queue, stuck.Round(time.Millisecond))}
 		}
 	}
 	return nil
+}
+
+// endStopped ends a worker that hangs because it is stopped: when its master goes the kernel would let it run for a last
+// moment, in which it may accept what it then takes with it.
+func endStopped(w workerpool.Record) {
+	if st, err := procfs.ReadStat(w.PID); err != nil || st.State != 'T' || len(w.Files) == 0 {
+		return
+	}
+	p, err := pidfd.Adopt(w.Files[0], w.PID) // the first descriptor of a record is its pidfd
+	if err != nil {
+		return
+	}
+	defer p.Close()
+	_ = p.Signal(syscall.SIGKILL)
 }
 
 // say logs and tells a step of the stage.

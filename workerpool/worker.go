@@ -313,7 +313,7 @@ func (w *worker) run() {
 			w.killNow(reason)
 
 		case reason := <-w.hang:
-			if st := w.snapshot().State; st != Ready && st != Starting {
+			if st := w.snapshot().State; st != Ready && st != Starting && (st != Draining || w.isTold()) {
 				continue
 			}
 			w.to(Killing, reason)
