@@ -57,11 +57,11 @@ func TestHealth_AsksTheMasterNowAndThen(t *testing.T) {
 		if asked != 1 {
 			t.Errorf("asked %d times for 50 questions at once", asked)
 		}
-		time.Sleep(healthAge)
+		<-time.After(healthAge)
 		if !h.ready(t.Context()) || asked != 2 {
 			t.Errorf("asked %d times when the answer was old, want 2", asked)
 		}
-		time.Sleep(healthAge)
+		<-time.After(healthAge)
 		began := time.Now()
 		if h.ready(t.Context()) || time.Since(began) != healthPatience {
 			t.Errorf("a silent master counted as ready, or was waited for for %v", time.Since(began))

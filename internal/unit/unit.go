@@ -78,12 +78,11 @@ type Settings struct {
 // ErrBadSettings is what the errors of settings match that contradict each other.
 var ErrBadSettings = errors.New("cannot make a unit")
 
-var goodName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$`)
-
 // CheckName returns the name of a unit without ".service", if it is one that needs no escaping.
 func CheckName(name string) (string, error) {
 	name = strings.TrimSuffix(name, ".service")
-	if !goodName.MatchString(name) {
+	// Here and not at every start of gapless, of which workers are many.
+	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$`).MatchString(name) {
 		return "", fmt.Errorf("%w: %q is no name of a unit: write letters, digits, '-', '_' and '.'", ErrBadSettings, name)
 	}
 	return name, nil
