@@ -28,7 +28,7 @@ type conn struct {
 	ended   bool       // nothing more will be read
 	endAt   time.Time  // when the end was read
 	endErr  error      // what the end was
-	local   bool       // close was called: the end is our own doing
+	local   bool       // close or abort was called: the end is our own doing
 	how     ending     // read by close, written by the reader before stopped
 }
 
@@ -68,10 +68,12 @@ func (c *conn) await(requests []*request) {
 	c.pending = append(c.pending, requests...)
 }
 
-// abort gives an outcome to what is still waited for: after a failed write or a timeout.
+// abort gives an outcome to what is still waited for: after a failed write or a timeout. It ends the connection from our
+// side: an answer that comes late is not the server's fault.
 func (c *conn) abort(o outcome) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.local = true
 	for _, r := range c.pending {
 		r.done <- o
 	}

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"net"
 	"testing"
 	"time"
@@ -48,4 +49,24 @@ func FuzzConn(f *testing.F) {
 		}
 		c.close()
 	})
+}
+
+// An answer that comes after its request was given up is no close by the server.
+func TestConn_LateAnswerIsNoClose(t *testing.T) {
+	client, server := net.Pipe()
+	defer server.Close()
+	c := newConn(client)
+	r := &request{method: "GET", done: make(chan outcome, 1)}
+	c.await([]*request{r})
+	c.abort(failure(time.Now(), context.Canceled, false))
+	if o := <-r.done; o.class != canceled {
+		t.Errorf("outcome %+v", o)
+	}
+	if _, err := server.Write([]byte("H")); err != nil {
+		t.Fatal(err)
+	}
+	<-c.stopped
+	if how := c.close(); how != ours {
+		t.Errorf("it ended as %d, want by us", how)
+	}
 }

@@ -193,6 +193,7 @@ class Worker {
       if (now >= this.limit) site.end();
       if (latest !== Infinity && now >= latest - spread) site.closeUpgraded(now, this.order);
     }
+    if (this.sending > 0) return false; // to end now would close what waits for room
     if (!this.reading && this.sites.every((site) => site.busy === 0)) return true;
     // The program's own handlers may end what we cannot. They wait for requests that are still to get an answer.
     return (now >= last || (stop && now >= this.limit)) && SIGNALS.some((s) => process.listenerCount(s) > 0) &&
