@@ -53,6 +53,19 @@ func TestUvicorn_TakesConnections(t *testing.T) {
 		if n, err := io.Copy(io.Discard, c); n > 0 || err == nil && n != 0 {
 			t.Errorf("another listener's connection is served: %d bytes, %v", n, err)
 		}
+		// What is no connection is passed over.
+		f, err := w.queue.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, junk := range []string{"x", "\x02\x00\x00\x00\x00\x00\x00\x00", "\x01\x03\x00\x00\x00\x00\x00\x01web", "\x01\x01\x00\x00\x00\x00\x00\x00\xff"} {
+			for _, rights := range [][]byte{nil, unix.UnixRights(int(os.Stdin.Fd()))} {
+				if err := unix.Sendmsg(int(f.Fd()), []byte(junk), rights, nil, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		// Many at once: none may be forgotten.
 		var all []*conn
 		for i := range 100 {

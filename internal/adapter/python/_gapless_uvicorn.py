@@ -1,6 +1,6 @@
 """gapless's adapter for uvicorn: idle connections move to the workers that take over, instead of being closed.
 
-Nothing of it lies in the way of a request: it has a callback on each of two descriptors, and, from the order to drain on,
+Next to nothing of it lies in the way of a request: it has a callback on each of two descriptors, and, from the order to drain on,
 a look at each connection when its response is complete (_gapless_drain.py). Where uvicorn is not as it is known here,
 nothing is patched, and gapless is told why. What is known is checked by name and signature, never by version.
 """

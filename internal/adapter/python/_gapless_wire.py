@@ -111,7 +111,11 @@ def receive_connection(queue: socket.socket) -> tuple[str, bytes, socket.socket 
     data, fd = receive(queue, MAX_PACKET)
     if fd < 0:
         return ("", b"", None) if data else None
-    sock = socket.socket(fileno=fd)
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:  # it is no socket
+        os.close(fd)
+        return "", b"", None
     try:
         version, length, _, rest = HEADER.unpack_from(data)
         name, pending = data[HEADER.size : HEADER.size + length].decode(), data[HEADER.size + length :]
