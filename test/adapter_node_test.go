@@ -98,7 +98,9 @@ func TestNode_UpgradesAndReloadsAreNotNoticed(t *testing.T) {
 
 // The control: what the adapter is for.
 func TestNode_WithoutTheAdapterConnectionsAreClosed(t *testing.T) {
-	s := nodeApp(t, options{flags: []string{"--adapter", "off"}}, "server.close(); server.listen({fd: 3}); process.on('SIGTERM', () => server.close());")
+	s, _ := servePrograms(t)
+	s.run(options{flags: []string{"--adapter", "off"}, command: []string{"node", "plain.js"}})
+	s.await("node is ready", msg("Application startup complete"))
 	p := plan{addr: s.addr, streams: nodeStreams(150), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: time.Second}
 	r := p.under(t, 3, func(i int) { s.upgrade(i + 2) })
 	if r.lost() == 0 || r.closed(p) == 0 {
