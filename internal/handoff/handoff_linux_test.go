@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,6 +97,42 @@ func TestQueue_ConnectionSurvivesItsSender(t *testing.T) {
 			}
 			defer nc.Close()
 			echo(t, client, nc)
+		})
+	}
+}
+
+// A number is closed once: a second time it may be somebody else's.
+func TestConn_ClosesItsDescriptorOnce(t *testing.T) {
+	for name, end := range map[string]func(*Conn){
+		"closed": func(c *Conn) { _ = c.Close() },
+		"made a net.Conn": func(c *Conn) {
+			if nc, err := c.NetConn(); err == nil {
+				_ = nc.Close()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := queue(t)
+			_, server := pair(t)
+			if err := give(t, s, server, "web", nil); err != nil {
+				t.Fatal(err)
+			}
+			c, err := r.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			fd := c.FD()
+			end(c)
+			if err := syscall.Dup3(int(os.Stdin.Fd()), fd, syscall.O_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+			if _, err := c.NetConn(); err == nil {
+				t.Error("a connection that is closed became a net.Conn")
+			}
+			if err := syscall.Close(fd); err != nil {
+				t.Errorf("the number's next owner lost it: %v", err)
+			}
 		})
 	}
 }

@@ -101,6 +101,10 @@ func (c *Conn) FD() int { return c.fd }
 // with the pending bytes. Conn needs no Close after it, whether it fails or not.
 func (c *Conn) NetConn() (net.Conn, error) {
 	f := os.NewFile(uintptr(c.fd), "handoff-conn")
+	c.fd = -1 // f's from here on
+	if f == nil {
+		return nil, fmt.Errorf("take over a connection: %w", os.ErrClosed)
+	}
 	defer f.Close()
 	nc, err := net.FileConn(f)
 	if err != nil {
@@ -109,9 +113,13 @@ func (c *Conn) NetConn() (net.Conn, error) {
 	return nc, nil
 }
 
-// Close closes the connection.
+// Close closes the connection. It does nothing where that was done before, or NetConn has taken it over: the number may
+// be another file's by now.
 func (c *Conn) Close() error {
-	seqpacket.CloseFD(c.fd)
+	if c.fd >= 0 {
+		seqpacket.CloseFD(c.fd)
+		c.fd = -1
+	}
 	return nil
 }
 
