@@ -23,7 +23,7 @@ run: build ## Build, and run the built-in app with four workers on port 8000
 	exec bin/gapless run -w 4 --port 8000
 
 test: ## Run all tests in their reduced counts
-	$(GO) test -race -shuffle=on -timeout 20m $(TESTFLAGS) ./...
+	$(GO) test -race -shuffle=on -timeout 60m $(TESTFLAGS) ./...
 
 soak: ## Run all tests in their full counts (takes long)
 	GAPLESS_SOAK=1 $(GO) test -race -shuffle=on -timeout 120m -v ./test/... ./upgrade/... .
