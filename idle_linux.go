@@ -185,18 +185,15 @@ func (i *idleSet) leave() int {
 	defer i.mu.Unlock()
 	switch i.s.mode.Load() {
 	case modeHanding:
-		full := false
 		for fd, c := range i.conns {
 			ok := i.s.pass(c.h)
-			if !ok && !full && i.s.full.Load() {
-				full = true
+			if !ok && i.s.full.Swap(false) {
 				_ = i.s.out.Load().WaitRoom(10 * time.Millisecond)
 				ok = i.s.pass(c.h)
 			}
 			if !ok {
-				break
+				break // the next look at all connections tries again
 			}
-			full = false
 			_ = i.take(fd).Close()
 		}
 	case modeEnding:

@@ -52,7 +52,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 
 // enforce puts the read deadline in force before somebody waits in the kernel.
 func (c *conn) enforce() {
-	if c.set != c.rd { //nolint:staticcheck // the very same value: equal instants may differ in their clocks
+	if c.set != c.rd {
 		c.set = c.rd
 		_ = c.Conn.SetReadDeadline(c.rd)
 	}
