@@ -62,10 +62,12 @@ type master struct {
 	untold  untold // what there is to say about adapters
 	herald  *herald
 
-	lines []*workerpool.Lines   // of --log-prefix
-	facts atomic.Pointer[facts] // of this generation, as it is now
-	tally atomic.Pointer[tally] // of the reload or the scaling under way; nil: there is none, or it has not come so far
-	aimed atomic.Int64          // how many workers there are or are to be, as far as their starts need to know
+	lines   []*workerpool.Lines   // of --log-prefix
+	facts   atomic.Pointer[facts] // of this generation, as it is now
+	tally   atomic.Pointer[tally] // of the reload or the scaling under way; nil: there is none, or it has not come so far
+	aimed   atomic.Int64          // how many workers there are or are to be, as far as their starts need to know
+	counted sync.Once             // the CPUs, for crowded
+	cpus    int
 
 	// The rest belongs to the goroutine of govern.
 	reread      func() (Config, error)

@@ -133,8 +133,11 @@ func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
 	return l, m.pin(l)
 }
 
-// crowded says whether there are more workers than CPUs. It is asked at each worker's start.
-func (m *master) crowded() bool { return int(m.aimed.Load()) > cgroup.Reader{}.CPUs() }
+// crowded says whether there are more workers than CPUs. It is asked at each worker's start, so the CPUs are counted once.
+func (m *master) crowded() bool {
+	m.counted.Do(func() { m.cpus = cgroup.Reader{}.CPUs() })
+	return int(m.aimed.Load()) > m.cpus
+}
 
 // steps runs, in an operation of that kind, the previous steps for a launcher's workers.
 func (m *master) steps(ctx context.Context, cfg Config, l *launcher, kind string) error {
