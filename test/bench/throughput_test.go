@@ -33,8 +33,11 @@ func BenchmarkThroughput_Wrapper(b *testing.B) {
 }
 
 func compare(b *testing.B, what string, workers int, target float64) {
-	ours := run(b, []string{roleVariable + "=" + roleWrapped}, []string{"-w", fmt.Sprint(workers)}, built.self)
-	theirs := bare(b)
+	versus(b, what, "gapless, bare", target, run(b, []string{roleVariable + "=" + roleWrapped}, []string{"-w", fmt.Sprint(workers)}, built.self), bare(b))
+}
+
+// versus compares the first server with the second; who names them.
+func versus(b *testing.B, what, who string, target float64, ours, theirs *server) {
 	for _, s := range []*server{ours, theirs} { // heaps grow to their size
 		generate(b, s.addr, runTime/2)
 	}
@@ -59,9 +62,9 @@ func compare(b *testing.B, what string, workers int, target float64) {
 	b.ReportMetric(median(ratios.costs), "CPU-ratio")
 	say("requests per second, "+what, fmt.Sprintf("%.3f", ratio), fmt.Sprintf(">= %.2f", target), ratio >= target)
 	say(fmt.Sprintf("  %d pairs of runs, ratios from %.3f to %.3f", len(ratios.rates), slices.Min(ratios.rates), slices.Max(ratios.rates)), "", "", true)
-	say("  requests per second: gapless, bare", fmt.Sprintf("%.0f, %.0f", median(mine.rates), median(other.rates)), "", true)
-	say("  p99: gapless, bare", milliseconds(median(mine.p99s))+", "+milliseconds(median(other.p99s)), "", true)
-	say("  CPU time of all its processes for each request, gapless / bare", fmt.Sprintf("%.3f", median(ratios.costs)), "", true)
+	say("  requests per second: "+who, fmt.Sprintf("%.0f, %.0f", median(mine.rates), median(other.rates)), "", true)
+	say("  p99: "+who, milliseconds(median(mine.p99s))+", "+milliseconds(median(other.p99s)), "", true)
+	say("  CPU time of all its processes for each request, ratio", fmt.Sprintf("%.3f", median(ratios.costs)), "", true)
 }
 
 // sample is what the runs of one server have shown.
