@@ -135,6 +135,7 @@ func TestSurvive_KilledMasterAndWorker(t *testing.T) { rounds(t, 5, 20, killWith
 func killWithWorker(t *testing.T, kills int) {
 	s := start(t, options{flags: []string{"-w", "3"}})
 	for range kills {
+		s.settled(1, 3) // one that has just become its command may not be seen as a worker for a moment
 		victim, dead := s.workers(1)[rand.IntN(3)].PID, s.inCharge()
 		kill(dead)
 		kill(victim)
