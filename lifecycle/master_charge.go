@@ -101,7 +101,7 @@ func (m *master) firstCharge() error {
 	if err := m.state.to(Serving); err != nil {
 		return err
 	}
-	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
+	m.queues.inherit(nil, m.takesHandoffs, m.living)
 	m.watch.start()
 	m.wanted = min(max(m.started+m.more, 1), control.MaxWorkers)
 	m.syncAccount()

@@ -334,7 +334,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 		m.log.Error("New connections cannot be steered", zap.Error(err))
 	}
 	m.pool.Adopt(in.workers)
-	m.queues.inherit(in.queues, m.takesHandoffs, m.hasWorkers)
+	m.queues.inherit(in.queues, m.takesHandoffs, m.living)
 	m.dropPreview(in.legacy.Preview)
 	m.after = m.afterwards(in.legacy.After)
 	m.wanted = m.started
@@ -364,13 +364,12 @@ func (m *master) takesHandoffs() bool {
 	return false
 }
 
-func (m *master) hasWorkers(generation int) bool {
+// living returns the generations that have workers, once for each of those.
+func (m *master) living() (generations []int) {
 	for _, w := range m.pool.Workers() {
-		if w.Generation == generation {
-			return true
-		}
+		generations = append(generations, w.Generation)
 	}
-	return false
+	return generations
 }
 
 // order is the order to drain. Unless everything stops, the workers get this generation's queue for their idle

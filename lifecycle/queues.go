@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,12 +43,12 @@ type queues struct {
 	log    *zap.Logger
 	forget func(generation int) // the parent need not keep a queue any more
 
-	mu    sync.Mutex
-	own   queue
-	older []queue
-	takes func() bool        // whether the own generation takes connections
-	alive func(gen int) bool // whether a generation still has workers
-	work  chan struct{}      // tells run that there are older queues
+	mu     sync.Mutex
+	own    queue
+	older  []queue
+	takes  func() bool   // whether the own generation takes connections
+	living func() []int  // the generations that still have workers
+	work   chan struct{} // tells run that there are older queues
 }
 
 // openQueue opens the queue of this master's generation.
@@ -67,10 +68,10 @@ func (q *queues) init(log *zap.Logger, own queue) {
 }
 
 // inherit takes over the queues of older generations.
-func (q *queues) inherit(older []queue, takes func() bool, alive func(int) bool) {
+func (q *queues) inherit(older []queue, takes func() bool, living func() []int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.older, q.takes, q.alive = append(q.older, older...), takes, alive
+	q.older, q.takes, q.living = append(q.older, older...), takes, living
 	if len(q.older) > 0 {
 		q.work <- struct{}{}
 	}
@@ -114,23 +115,23 @@ func (q *queues) run(ctx context.Context) error {
 	}
 }
 
-// sweep moves what older queues hold and forgets those whose generation has gone. It tells whether any is left.
+// sweep moves what older queues hold and forgets those that nobody uses. It tells whether any is left.
 func (q *queues) sweep() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	living, takes := q.living(), q.takes()
 	var left []queue
 	for i := range q.older {
 		o := &q.older[i]
-		alive := q.alive(o.generation)
-		if q.takes() {
+		// Known before it is emptied: who has gone by then can put nothing into it afterwards.
+		used := q.used(o.generation, living)
+		if takes {
 			if err := move(&q.own, o); err != nil {
 				q.log.Debug("moving a handoff queue", fGeneration(o.generation), zap.Error(err))
-				if errors.Is(err, handoff.ErrFull) {
-					alive = true
-				}
+				used = true // connections may still wait in it; packets that cannot be read are gone by the next sweep
 			}
 		}
-		if alive {
+		if used {
 			left = append(left, *o)
 			continue
 		}
@@ -141,6 +142,20 @@ func (q *queues) sweep() bool {
 	}
 	q.older = left
 	return len(left) > 0
+}
+
+// used tells whether a worker that lives may have a generation's queue: one of that generation takes connections from it,
+// and gives them to it after a reload. One of another generation gives them to the queue that was in charge when it was
+// told to drain: the next after its own, or, if its generation was staged and aborted, the last before. So it has none
+// beyond the queue that is next to its generation on either side. Those of the own generation have its queue alone.
+func (q *queues) used(generation int, living []int) bool {
+	for _, g := range living {
+		between := func(o queue) bool { return min(g, generation) < o.generation && o.generation < max(g, generation) }
+		if g != q.own.generation && !between(q.own) && !slices.ContainsFunc(q.older, between) {
+			return true
+		}
+	}
+	return false
 }
 
 // open makes the ends usable in this process. They stay open: a receiver may hold a connection that it found no room for.

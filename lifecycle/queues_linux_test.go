@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 
 	"gapless/internal/handoff"
@@ -104,13 +105,8 @@ func taken(t *testing.T, o *queue) (texts []string) {
 
 func TestQueues_MoveWhatTheDeadLeft(t *testing.T) {
 	q, older := newQueues(t)
-	alive := true
-	q.inherit([]queue{older}, func() bool { return true }, func(gen int) bool {
-		if gen != 2 {
-			t.Errorf("asked for generation %d", gen)
-		}
-		return alive
-	})
+	living := []int{3, 2}
+	q.inherit([]queue{older}, func() bool { return true }, func() []int { return living })
 	select {
 	case <-q.work:
 	default:
@@ -121,7 +117,7 @@ func TestQueues_MoveWhatTheDeadLeft(t *testing.T) {
 		t.Error("a generation that lives was forgotten")
 	}
 	third := give(t, &older, "GET /3") // it lives, so it may still get some
-	alive = false
+	living = []int{3}
 	if q.sweep() {
 		t.Error("a generation that has gone is kept")
 	}
@@ -144,7 +140,7 @@ func TestQueues_MoveWhatTheDeadLeft(t *testing.T) {
 func TestQueues_AreKeptWhileNobodyTakes(t *testing.T) {
 	q, older := newQueues(t)
 	takes := false
-	q.inherit([]queue{older}, func() bool { return takes }, func(int) bool { return true })
+	q.inherit([]queue{older}, func() bool { return takes }, func() []int { return []int{2, 3} })
 	if q.target() != nil {
 		t.Error("connections would be given to nobody")
 	}
@@ -168,10 +164,74 @@ func TestQueues_WithoutHeirsHaveNoTarget(t *testing.T) {
 	if q.target() != nil {
 		t.Error("a target before it is known who takes")
 	}
-	q.inherit(nil, func() bool { return true }, func(int) bool { return false })
+	q.inherit(nil, func() bool { return true }, func() []int { return []int{3} })
 	select {
 	case <-q.work:
 		t.Error("there is nothing to do")
 	default:
+	}
+}
+
+// A worker that drains for long gives its connections to the queue that it was told of, whoever is in charge by then.
+func TestQueues_AreKeptForWhoeverMayUseThem(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		older  []int // the own one is that of generation 9
+		living []int
+		kept   []int
+	}{
+		{"nobody but the own generation", []int{8}, []int{9}, nil},
+		{"who takes from it", []int{8}, []int{9, 8}, []int{8}},
+		{"who was told by the one after it", []int{8}, []int{9, 7}, []int{8}},
+		{"who was told long ago, and all after it have gone", []int{8, 7, 6, 4}, []int{9, 3}, []int{4}},
+		{"with its own", []int{8, 7, 6, 4, 3}, []int{9, 9, 3, 3}, []int{4, 3}},
+		{"a staged one that was aborted, and told by the one before", []int{8, 6, 4}, []int{9, 7}, []int{8, 6}},
+		{"the last staged one that was aborted", []int{8}, []int{9, 10}, nil},
+		{"two that drain", []int{8, 6, 5, 3, 2}, []int{9, 5, 2}, []int{6, 5, 3, 2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			q := &queues{work: make(chan struct{}, 1)}
+			open := func(generation int) queue {
+				recv, send, err := handoff.NewPair()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return queue{generation: generation, recv: recv, send: send}
+			}
+			q.init(zap.NewNop(), open(9))
+			defer func() {
+				for _, left := range q.all() {
+					left.close()
+				}
+			}()
+			var older []queue
+			for _, g := range tt.older {
+				older = append(older, open(g))
+			}
+			q.inherit(older, func() bool { return true }, func() []int { return tt.living })
+			if left := q.sweep(); left != (len(tt.kept) > 0) {
+				t.Errorf("sweep says %v", left)
+			}
+			var kept []int
+			for _, o := range q.all()[1:] {
+				kept = append(kept, o.generation)
+			}
+			if !slices.Equal(kept, tt.kept) {
+				t.Errorf("kept are %v, want %v", kept, tt.kept)
+			}
+		})
+	}
+}
+
+// What cannot be moved at present is not closed with the queue that it waits in.
+func TestQueues_AreKeptWhileTheyCannotBeEmptied(t *testing.T) {
+	q, older := newQueues(t)
+	q.inherit([]queue{older}, func() bool { return true }, func() []int { return []int{3} })
+	give(t, &older, "GET /")
+	if err := q.own.recv.Close(); err != nil { // what is given to it fails
+		t.Fatal(err)
+	}
+	if !q.sweep() || !q.sweep() {
+		t.Error("a queue was forgotten with a connection in it")
 	}
 }

@@ -213,7 +213,7 @@ func (m *master) resume(charge chan struct{}) error {
 	if err := m.gate.resume(infos); err != nil {
 		m.log.Error("New connections cannot be steered", zap.Error(err))
 	}
-	m.queues.inherit(nil, m.takesHandoffs, m.hasWorkers)
+	m.queues.inherit(nil, m.takesHandoffs, m.living)
 	slots, order := h.Slots, m.order("a newer worker serves", false)
 	if h.Stopping {
 		slots, order = 0, m.order("gapless stops", true)
