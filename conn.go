@@ -33,6 +33,7 @@ type conn struct {
 	one     [4]byte   // for reads that must take little, without an allocation
 	small   [4]byte   // holds buf while it is that short
 	page    *page     // holds buf when it is longer
+	parked  bool      // net/http has not got it yet
 	first   bool      // net/http serves its first request on it
 	idle    bool      // TLS: between two requests, with nothing read of the next
 	h2      bool      // HTTP/2: only GOAWAY can end it
@@ -286,6 +287,7 @@ func (c *conn) began(length int64) bool {
 	defer c.mu.Unlock()
 	c.busy = true
 	if c.tls {
+		c.idle = false // the request may have come with the one before, in a read that was that one's
 		return false
 	}
 	c.scan.body(length)

@@ -35,5 +35,7 @@
 // NetConn method returns that. For a program's ConnState hook a connection
 // that moves away is closed, and one that came from another process is new
 // when its next request begins. All of its idle time until then counts for
-// IdleTimeout, anew after each move.
+// IdleTimeout, anew after each move. What srv.RegisterOnShutdown was given is
+// called late in a drain, when no HTTP/1.1 connection is left that could be lost:
+// long answers that should end early watch Draining, or use Linger.
 package gapless

@@ -67,8 +67,7 @@ func (s *server) drain(o order, loops func()) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	limit := o.idleUntil()
-	var ending time.Time
-	shut := false
+	var ending, shut time.Time
 	for {
 		h1, h2 := s.kickAll()
 		now := time.Now()
@@ -89,10 +88,13 @@ func (s *server) drain(o order, loops func()) {
 		}
 		if h1 == 0 {
 			// Nothing is left that Shutdown could lose. It sends GOAWAY and
-			// calls what the program registered with RegisterOnShutdown.
-			if h2 > 0 || !shut {
-				shut = true
+			// calls what the program registered with RegisterOnShutdown, which
+			// may not bear to be called again.
+			if shut.IsZero() {
+				shut = now
 				s.goAway()
+			} else if h2 > 0 && now.Sub(shut) > endingGrace {
+				s.closeUntold()
 			}
 			if s.count() == 0 {
 				break
@@ -145,13 +147,26 @@ func (s *server) kickAll() (h1, h2 int) {
 	return h1, h2
 }
 
-// goAway sends GOAWAY on all HTTP/2 connections, and again on those that came
-// since (a handshake that ends after Shutdown's sweep is never told,
-// golang/go#81153), so each call waits a moment only.
+// goAway sends GOAWAY on all HTTP/2 connections. Those whose first request comes
+// while the server drains are told by its answer.
 func (s *server) goAway() {
 	ctx, cancel := context.WithTimeout(context.Background(), 250*time.Millisecond)
 	defer cancel()
 	_ = s.srv.Shutdown(ctx)
+}
+
+// closeUntold closes the HTTP/2 connections that have never had a request: one
+// that began as Shutdown looked at all is never told that the server goes
+// (golang/go#81153).
+func (s *server) closeUntold() {
+	for _, c := range s.snapshot() {
+		c.mu.Lock()
+		untold := !c.h2 && c.kindLocked() == kindHTTP2
+		c.mu.Unlock()
+		if untold {
+			_ = c.Conn.Close() // wakes net/http, which closes c
+		}
+	}
 }
 
 // closeUnbegun closes the connections whose client has not completed a request

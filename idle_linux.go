@@ -112,8 +112,10 @@ func (i *idleSet) loop() {
 		n := 0
 		err := i.rc.Read(func(ep uintptr) bool {
 			var err error
-			n, err = unix.EpollWait(int(ep), events[:], 0)
-			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+			for n, err = unix.EpollWait(int(ep), events[:], 0); errors.Is(err, unix.EINTR); {
+				n, err = unix.EpollWait(int(ep), events[:], 0)
+			}
+			return n > 0 || err != nil
 		})
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			n = 0

@@ -89,6 +89,9 @@ func (c *conn) kick() bool {
 // to the queue, or, where all ends, for good. It is called between two
 // requests.
 func (c *conn) leave() bool {
+	if c.closed {
+		return false // by the program; there is nothing to give away
+	}
 	switch c.srv.mode.Load() {
 	case modeHanding:
 		if !c.srv.handOff(c) {
@@ -136,5 +139,6 @@ func (c *conn) park(idle time.Duration) bool {
 		}
 	}
 	c.rd = time.Time{}
+	c.parked = false
 	return true
 }

@@ -36,7 +36,8 @@ var ErrDraining = errors.New("gapless: the process is draining")
 // The server's Handler, ConnState, ConnContext, BaseContext and ErrorLog stay
 // in force; Serve adds its own around them, so srv must not be used again. Do
 // not call srv.Shutdown at a signal: Serve drains, and Shutdown would close
-// connections that were about to move.
+// connections that were about to move. A program that ends srv itself waits for
+// Shutdown to return, as with net/http: Serve's error wraps http.ErrServerClosed then.
 //
 // With several calls in one process each returns when all have drained.
 func Serve(srv *http.Server) error { return current().serve(srv) }

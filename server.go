@@ -154,15 +154,10 @@ func optionsStar(w http.ResponseWriter, r *http.Request) {
 }
 
 // add makes a connection one of the server's.
-func (s *server) add(nc net.Conn) (*conn, error) {
-	c, err := newConn(s, nc, s.tls)
-	if err != nil {
-		return nil, err
-	}
+func (s *server) add(c *conn) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.conns[c] = struct{}{}
-	s.mu.Unlock()
-	return c, nil
 }
 
 func (s *server) forget(c *conn) {
@@ -209,14 +204,20 @@ func (s *server) adopt(h *handoff.Conn) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.add(nc)
+	if nc.RemoteAddr() == nil {
+		// It was reset on the way. net/http and the program's hooks rely on an address, as an accepted connection always has
+		// one, and an answer would reach nobody.
+		return nc.Close()
+	}
+	c, err := newConn(s, nc, s.tls)
 	if err != nil {
 		_ = nc.Close()
 		return err
 	}
-	c.buf = h.Pending
+	c.buf, c.parked = h.Pending, true
+	s.add(c)
 	s.parks.Go(func() {
-		if !c.park(s.idleTimeout()) {
+		if closed(s.dead) || !c.park(s.idleTimeout()) {
 			_ = c.Close()
 			return
 		}
@@ -227,6 +228,18 @@ func (s *server) adopt(h *handoff.Conn) error {
 		}
 	})
 	return nil
+}
+
+// endParked ends the connections that net/http has not got.
+func (s *server) endParked() {
+	for _, c := range s.snapshot() {
+		c.mu.Lock()
+		parked := c.parked
+		c.mu.Unlock()
+		if parked {
+			_ = c.Close()
+		}
+	}
 }
 
 // idleTimeout is as net/http's.
@@ -251,7 +264,7 @@ func (s *server) given(err error) bool {
 	case err == nil:
 		s.handed.Add(1)
 		return true
-	case errors.Is(err, handoff.ErrFull), errors.Is(err, syscall.ETOOMANYREFS):
+	case errors.Is(err, handoff.ErrFull), errors.Is(err, syscall.ETOOMANYREFS), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
 		s.full.Store(true)
 	default:
 		s.broken.Store(true)
@@ -284,11 +297,12 @@ func (a *acceptor) Accept() (net.Conn, error) {
 		}
 		return nil, err
 	}
-	c, err := a.s.add(nc)
+	c, err := newConn(a.s, nc, a.s.tls)
 	if err != nil {
 		_ = nc.Close()
 		return nil, err
 	}
+	a.s.add(c)
 	return c.asNetConn(), nil
 }
 
@@ -342,13 +356,12 @@ func (s *server) run(ls []*inherited) error {
 			// parked have no one to serve them then.
 			s.p.leave(s)
 			close(s.dead)
-			s.mode.Store(modeEnding)
-			_ = s.srv.Close()
-			for _, c := range s.snapshot() {
-				if c.kick() {
-					_ = c.Close()
-				}
+			if !errors.Is(err, http.ErrServerClosed) {
+				// The program has not ended it, and so waits for nothing. If it
+				// has, by Shutdown, what is in flight is answered.
+				_ = s.srv.Close()
 			}
+			s.endParked()
 			s.idle.close()
 			s.parks.Wait()
 			close(s.unpark)
