@@ -3,6 +3,7 @@
 // It speaks raw HTTP/1.1. It never retries and never looks whether a connection still lives just before it sends: what a
 // real client at that distance could not know, it does not know. It is an open loop: every send has an intended
 // time that is fixed before the run, and latency counts from there, so a stalled server cannot slow down its own measurement.
+// By how much the client itself was late is not the server's latency: it is measured beside it, and is a fault when it is much.
 //
 // # Distance
 //
@@ -69,7 +70,7 @@ type Config struct {
 	Timeout     time.Duration // for connecting, and for each response from when its request is on the wire; 0 = DefaultTimeout
 	MaxRequests int           // a configuration that intends more is refused; 0 = DefaultMaxRequests
 	RTT         time.Duration // the emulated round trip; see the package
-	LagLimit    time.Duration // a 99th percentile of our own lateness above it is a fault; 0 = DefaultLagLimit
+	LagLimit    time.Duration // a 99th percentile of our own lateness, over all sends, above it is a fault; 0 = DefaultLagLimit
 	Seed        uint64        // of all that is random
 
 	// Stop, when closed, ends the sending before Duration is over. What is in flight is waited for, and what was intended
@@ -100,6 +101,7 @@ type Stream struct {
 	Body    int           // bytes that a POST or PUT carries; they begin with the request's ID
 	Payload []byte        // instead of Body: what each request carries, as it is
 	Silence time.Duration // of Silent; 0 = DefaultSilence
+	Takes   time.Duration // how long an answer is known to take: sends on one connection are intended at least so far apart
 
 	Chunked  float64 // share of the bodies that are chunked, 0 to 1
 	Split    float64 // share of the sends that are cut at random bytes into 2 or 3 pieces, up to 2 ms apart
@@ -208,8 +210,8 @@ func (s *Stream) complete() error {
 		return fmt.Errorf("method: %q is none", s.Method)
 	case s.Kind == WebSocket && (s.Method != http.MethodGet || s.Echo || s.Check != nil):
 		return fmt.Errorf("kind: %s sends pings, which have no method, echo or check", WebSocket)
-	case s.Silence < 0:
-		return fmt.Errorf("silence: must not be negative, got %v", s.Silence)
+	case s.Silence < 0 || s.Takes < 0:
+		return fmt.Errorf("silence, takes: must not be negative, got %v and %v", s.Silence, s.Takes)
 	case s.Pipeline > 0 && s.Kind != KeepAlive:
 		return fmt.Errorf("pipeline: needs kind %s", KeepAlive)
 	}

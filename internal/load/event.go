@@ -19,9 +19,10 @@ const (
 // Event is one outcome, or the end of one connection.
 type Event struct {
 	Kind   EventKind
-	Stream string    // its name
-	At     time.Time // when the request was intended; for a connection, as Seen
-	Seen   time.Time // when the client knew
+	Stream string        // its name
+	At     time.Time     // when the request was intended; for a connection, as Seen
+	Seen   time.Time     // when the client knew
+	Took   time.Duration // of a request: from At to Seen, without what we ourselves were late
 
 	ID         string // of the request
 	Class      Class  // of a drop
@@ -34,11 +35,11 @@ type Event struct {
 }
 
 // tell tells of an outcome, unless it is nobody's.
-func (s *slot) tell(r *request, o outcome, class Class, err error, seen time.Time) {
+func (s *slot) tell(r *request, o outcome, class Class, err error, seen time.Time, took time.Duration) {
 	if s.cfg.Events == nil || class == canceled || class == local || class == crossed {
 		return
 	}
-	e := Event{Stream: s.stream.Name, At: r.intended, Seen: seen, ID: r.id, Generation: o.header.Get(HeaderGeneration)}
+	e := Event{Stream: s.stream.Name, At: r.intended, Seen: seen, Took: took, ID: r.id, Generation: o.header.Get(HeaderGeneration)}
 	if class != "" {
 		e.Kind, e.Class, e.Err = Dropped, class, err
 	}

@@ -70,9 +70,14 @@ type slot struct {
 	index  int
 	rng    *rand.Rand
 	start  time.Time
-	phase  time.Duration
+	plan   schedule
 	half   time.Duration // half a round trip
 	halt   *halt
+
+	// own is by how much the exchange is late through ourselves: timers and goroutines that ran late, in it and, as far as
+	// its connection was busy with them, in those before. The server is not blamed for it.
+	own  time.Duration
+	free time.Time // when the last exchange was over
 
 	conn   *conn
 	since  time.Time // when conn was made
@@ -85,21 +90,19 @@ func newSlot(c *Config, s *Stream, index int, start time.Time) *slot {
 	rng := rand.New(rand.NewPCG(c.Seed, uint64(index)))
 	return &slot{
 		cfg: c, stream: s, index: index, rng: rng, start: start, half: c.RTT / 2,
-		phase: time.Duration(rng.Float64() * float64(s.period())),
+		plan: newSchedule(s, rng, c.Duration, c.RTT),
 	}
 }
 
-// run performs the schedule: send k is intended within period k, half a period around a phase that is the slot's own. All
-// slots together so send evenly.
+// run performs the schedule.
 func (s *slot) run(ctx context.Context) {
 	defer s.retire()
-	period := s.stream.period()
 	end := s.start.Add(s.cfg.Duration)
-	n := s.stream.sends(s.cfg.Duration)
+	n := s.plan.n
+	var before time.Time // when the last send was intended
 	for k := range n {
-		jitter := time.Duration(s.rng.Float64() * float64(period) / 2)
-		intended := s.start.Add(time.Duration(k)*period + (s.phase+jitter)%period)
-		out := compose(s.stream, s.cfg.host(), s.rng, s.index, k, intended)
+		begin := s.start.Add(s.plan.at(k))
+		out := compose(s.stream, s.cfg.host(), s.rng, s.index, k, begin)
 		if s.stream.Kind == Silent {
 			out.shift(s.stream.Silence) // latency counts from when the first byte should go
 		}
@@ -107,7 +110,7 @@ func (s *slot) run(ctx context.Context) {
 			s.tally.Unsent += n - k
 			return
 		}
-		switch s.await(ctx, intended) {
+		switch s.await(ctx, begin) {
 		case onTime:
 		case stopped:
 			s.tally.Unsent += s.due(s.halt.at, k, n)
@@ -116,8 +119,24 @@ func (s *slot) run(ctx context.Context) {
 			s.tally.Unsent += n - k
 			return
 		}
+		if k > 0 { // a connection that is asked for more than it can carry is late by that, too
+			s.own += max(0, s.stream.takes(s.cfg.RTT)-begin.Sub(before))
+		}
+		s.begin(begin)
 		s.exchange(ctx, out)
+		s.tally.lag = append(s.tally.lag, s.own)
+		before, s.free = begin, time.Now()
 	}
+}
+
+// begin settles, as an exchange begins, how much of its lateness is our own: of the time for which its connection was
+// still busy as much as we were late then, and all that has passed since it was free.
+func (s *slot) begin(intended time.Time) {
+	s.own = min(s.own, max(0, s.free.Sub(intended)))
+	if s.free.Before(intended) {
+		s.free = intended
+	}
+	s.own += max(0, time.Since(s.free))
 }
 
 // due is how many of the sends k to n-1 were intended before a time for sure: they wait for a connection that is not free.
@@ -145,12 +164,16 @@ func (s *slot) await(ctx context.Context, t time.Time) wakeup {
 	return s.wait(ctx, t, s.halt.seen)
 }
 
-// sleepUntil waits within an exchange, which Stop does not interrupt. It is false when ctx has ended.
+// sleepUntil waits within an exchange, which Stop does not interrupt, and notes how late it is then. It is false when ctx
+// has ended.
 func (s *slot) sleepUntil(ctx context.Context, t time.Time) bool {
-	return s.wait(ctx, t, nil) == onTime
+	if s.wait(ctx, t, nil) != onTime {
+		return false
+	}
+	s.own += max(0, time.Since(t))
+	return true
 }
 
-// wait notes how late it woke.
 func (s *slot) wait(ctx context.Context, t time.Time, stop <-chan struct{}) wakeup {
 	if ctx.Err() != nil {
 		return ended
@@ -163,7 +186,6 @@ func (s *slot) wait(ctx context.Context, t time.Time, stop <-chan struct{}) wake
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		s.tally.lag = append(s.tally.lag, time.Since(t))
 		return onTime
 	case <-stop:
 		return stopped
@@ -321,10 +343,10 @@ func (s *slot) record(r *request, o outcome) Class {
 	class, err := judge(s.stream, r, o)
 	seen := o.at.Add(s.half)
 	s.tally.count(class)
-	s.tell(r, o, class, err, seen)
-	at := r.intended.Sub(s.start)
+	at, took := r.intended.Sub(s.start), max(0, seen.Sub(r.intended)-s.own)
+	s.tell(r, o, class, err, seen, took)
 	if class == "" {
-		s.tally.Samples = append(s.tally.Samples, Sample{At: at, Latency: seen.Sub(r.intended)})
+		s.tally.Samples = append(s.tally.Samples, Sample{At: at, Latency: took})
 	}
 	if g := o.header.Get(HeaderGeneration); g != "" {
 		s.tally.generation(g, seen.Sub(s.start))
@@ -333,7 +355,7 @@ func (s *slot) record(r *request, o outcome) Class {
 		return class
 	}
 	s.tally.Failures = append(s.tally.Failures, Failure{
-		Stream: s.stream.Name, ID: r.id, Class: class, Err: err, At: at, Took: seen.Sub(r.intended), Served: s.served,
+		Stream: s.stream.Name, ID: r.id, Class: class, Err: err, At: at, Took: took, Served: s.served,
 	})
 	return class
 }

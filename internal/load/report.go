@@ -76,7 +76,7 @@ type Failure struct {
 	Class  Class
 	Err    error
 	At     time.Duration // when it was intended, from the start of the run
-	Took   time.Duration // from then until the loss was seen
+	Took   time.Duration // from then until the loss was seen, without what we ourselves were late
 	Served int           // responses that its connection had given before
 }
 
@@ -105,7 +105,7 @@ type Report struct {
 
 	ClosedAnnounced int           // kept-alive connections and WebSockets whose end the server announced
 	Latency         Quantiles     // of what was answered
-	Lag             Quantiles     // how late we ourselves woke up to act
+	Lag             Quantiles     // by how much sends were late through ourselves; not part of Latency
 	LagLimit        time.Duration // Config.LagLimit
 
 	Generations []Generation // by the time of their first response

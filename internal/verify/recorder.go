@@ -58,7 +58,7 @@ func (r *recorder) record(e load.Event) {
 	}
 	switch e.Kind {
 	case load.Answered:
-		s := sample{e.At.Sub(r.start), e.Seen.Sub(e.At), i}
+		s := sample{e.At.Sub(r.start), e.Took, i}
 		r.samples = append(r.samples, s)
 		if c := r.column(seen); c != nil && r.measures(i) {
 			c.max = max(c.max, s.latency)
