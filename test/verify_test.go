@@ -114,6 +114,10 @@ func TestVerify_BuiltInAppPasses(t *testing.T) {
 	}
 }
 
+// farAway is a round trip within which a closing and a request so often cross that a server which closes what is idle loses
+// about every third connection's next request: not to find one of eighty is not to be expected in the life of this test.
+const farAway = "--rtt=100ms"
+
 // What other ways of deploying lose is found: otherwise passing would prove nothing.
 func TestVerify_FindsDrops(t *testing.T) {
 	tests := []struct {
@@ -122,13 +126,14 @@ func TestVerify_FindsDrops(t *testing.T) {
 		command []string
 	}{
 		{"a server that stops by Shutdown alone", "150", role("shutdown")},
-		// 40 connections so carry a request each 0.4 to 1.2 s, and the server closes those that are idle for 0.7 s.
+		// 40 connections so carry a request each 0.4 to 1.2 s, and the server closes those that are idle for 0.7 s, which
+		// every fifth request meets on its way.
 		{"a server that closes idle connections", "50", role("closes-idle")},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			args := []string{"-w", "2", "--upgrades", "2", "--rtt", "40ms", "--rate", tt.rate, "--connections", "40", "--clients", "keep-alive", "--method", "POST", "--body", "hello", "--"}
+			args := []string{"-w", "2", "--upgrades", "2", farAway, "--rate", tt.rate, "--connections", "40", "--clients", "keep-alive", "--method", "POST", "--body", "hello", "--"}
 			v := verifies(t, nil, append(args, tt.command...)...)
 			if v.status != 1 || v.Drops == 0 || v.ClosedIdle == 0 {
 				t.Errorf("status %d, %d dropped, %d closed: neither may be 0", v.status, v.Drops, v.ClosedIdle)
@@ -170,7 +175,7 @@ func TestVerify_URLAndDeploy(t *testing.T) {
 	if err := os.WriteFile(deploy, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	v := verifies(t, nil, "--url", "http://"+addr+"/", "--deploy", deploy, "--upgrades", "2", "--rtt", "40ms", "--rate", "150", "--connections", "40", "--clients", "keep-alive")
+	v := verifies(t, nil, "--url", "http://"+addr+"/", "--deploy", deploy, "--upgrades", "2", farAway, "--rate", "150", "--connections", "40", "--clients", "keep-alive")
 	if v.status != 1 || v.Drops == 0 || len(v.Acts) != 2 || !v.Acts[0].OK || !v.Acts[1].OK || v.Acts[0].Name != "deploy" {
 		t.Errorf("status %d %q, %d dropped, acts %+v", v.status, v.Reasons, v.Drops, v.Acts)
 	}
@@ -198,6 +203,9 @@ func TestVerify_NotMeasured(t *testing.T) {
 		want string
 	}{
 		{"a command that ends", append([]string{"--"}, role("exits-3")...), "the database is missing"},
+		{"a command that ends, and why", append([]string{"--"}, role("exits-3")...), "could be measured: worker 0"},
+		{"a path that does not exist", []string{"--path", "/nothing", "--upgrades", "0", "--duration", "1s"}, "GET /nothing answers 404 Not Found; give --path, or --expect-status 404"},
+		{"no WebSocket", []string{"--ws", "/nothing", "--clients", "websocket", "--upgrades", "0", "--duration", "1s"}, "GET /nothing answers 404 Not Found and opens no WebSocket; give another --ws"},
 		{"a rate beyond everything", []string{"--upgrades", "0", "--duration", "1s", "--rate", "900000", "--connections", "1"}, ""},
 		{"nobody there", []string{"--url", fmt.Sprintf("http://127.0.0.1:%d", freePort(t)), "--upgrades", "0"}, "does not answer"},
 	}
@@ -205,6 +213,9 @@ func TestVerify_NotMeasured(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			v := verifies(t, nil, tt.args...)
+			if v.status == 2 && v.Report.Status != 2 {
+				t.Errorf("a report without the status: %+v", v.Report)
+			}
 			if v.status != 2 || !strings.Contains(v.stderr, tt.want) || tt.want == "" && !strings.Contains(strings.Join(v.Reasons, " "), "keep up") {
 				t.Errorf("status %d, %q, %s", v.status, v.Reasons, v.stderr)
 			}
@@ -216,7 +227,8 @@ func TestVerify_NotMeasured(t *testing.T) {
 func TestVerify_Interrupted(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {
-			cmd, _, stderr := verifyCommand(t, nil, "--upgrades", "1", "--duration", "1m")
+			page, suite := filepath.Join(t.TempDir(), "page.html"), filepath.Join(t.TempDir(), "suite.xml")
+			cmd, out, stderr := verifyCommand(t, nil, "--upgrades", "1", "--duration", "1m", "--html", page, "--junit", suite)
 			mark := cmd.Env[slices.IndexFunc(cmd.Env, func(v string) bool { return strings.HasPrefix(v, "E2E_RUN=") })]
 			cmd.Stderr = nil
 			pipe, err := cmd.StderrPipe()
@@ -235,8 +247,19 @@ func TestVerify_Interrupted(t *testing.T) {
 			}
 			_, _ = stderr.ReadFrom(pipe)
 			err = cmd.Wait()
-			if sig == syscall.SIGINT && (exitStatus(t, err) != 2 || !strings.Contains(stderr.String(), "interrupted")) {
-				t.Errorf("%v, %s", err, stderr)
+			if sig == syscall.SIGINT {
+				if exitStatus(t, err) != 2 || !strings.Contains(stderr.String(), "gapless: verify: interrupted: nothing is proved\n") {
+					t.Errorf("%v, %s", err, stderr)
+				}
+				var rep verify.Report
+				if err := json.Unmarshal(out.Bytes(), &rep); err != nil || rep.Status != 2 || rep.OK == 0 {
+					t.Errorf("the report: %v in %s", err, out)
+				}
+				for _, path := range []string{page, suite} {
+					if text, err := os.ReadFile(path); err != nil || !bytes.Contains(text, []byte("NOT MEASURED")) {
+						t.Errorf("%s: %v, %s", path, err, text)
+					}
+				}
 			}
 			eventually(t, patience, "nothing of it lives", func() bool { reapOrphans(); return len(leftovers(mark)) == 0 })
 		})

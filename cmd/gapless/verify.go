@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"gapless/internal/logging"
 	"gapless/internal/verify"
 
 	"github.com/alecthomas/kong"
@@ -34,7 +35,7 @@ type verifyCmd struct {
 	Method         string        `env:"-" placeholder:"METHOD" group:"The load" help:"Default GET."`
 	Header         []string      `env:"-" sep:"none" placeholder:"'NAME: VALUE'" group:"The load" help:"Repeatable: a header of every request."`
 	Body           string        `env:"-" placeholder:"TEXT" group:"The load" help:"The body of every request; needs --method."`
-	ExpectStatus   int           `env:"-" placeholder:"N" group:"The load" help:"The status that every answer must have; default: that of the first answer, before anything is done."`
+	ExpectStatus   int           `env:"-" placeholder:"N" group:"The load" help:"The status that every answer must have; default: that of the first answer, which must be below 400."`
 	Slow           string        `env:"-" placeholder:"PATH" group:"The load" help:"Ask also for this path, whose answer takes a while, so that requests are in flight."`
 	WS             string        `name:"ws" env:"-" placeholder:"PATH" group:"The load" help:"Keep WebSockets open at this path, too, and ping them."`
 	Clients        []string      `env:"-" placeholder:"KIND" group:"The load" help:"Only these kinds of clients: keep-alive, new, silent, slow, websocket."`
@@ -49,7 +50,7 @@ type verifyCmd struct {
 	MaxDrops    int           `env:"-" default:"0" placeholder:"N" group:"The verdict" help:"Dropped requests that may be."`
 	MaxClosed   int           `env:"-" default:"-1" placeholder:"N" group:"The verdict" help:"Idle connections that the server may close; -1: any number, for HTTP lets it."`
 	MaxP99Ratio float64       `name:"max-p99-ratio" env:"-" default:"0" placeholder:"X" group:"The verdict" help:"So many times the steady p99 may be that around an upgrade; 0: any."`
-	MaxLag      time.Duration `env:"-" default:"250ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
+	MaxLag      time.Duration `env:"-" default:"100ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
 
 	JSON  bool   `name:"json" env:"-" group:"The report" help:"Print the report as JSON."`
 	JUnit string `name:"junit" env:"-" placeholder:"FILE" group:"The report" help:"Write it as a JUnit test suite, too."`
@@ -95,22 +96,33 @@ func (c *verifyCmd) Run(r *result, kctx *kong.Context, stdout io.Writer, stderr 
 	show.End()
 	if err != nil {
 		var start *verify.StartError
-		if errors.As(err, &start) {
-			newProgress(stderr.Writer).tail(start.Tail)
-		}
 		if ctx.Err() != nil {
 			err = errors.New("interrupted: nothing is proved")
+		} else if errors.As(err, &start) {
+			newProgress(stderr.Writer).tail(start.Tail)
 		}
-		*r = result{statusUsage, fmt.Errorf("verify: %w", err)}
-		return nil
+		if rep.Started.IsZero() {
+			rep = plan.NotMeasured(err.Error())
+		}
+		rep.Void(err.Error())
+		err = fmt.Errorf("verify: %w", err)
+	} else {
+		rep.Judge(verify.Limits{Drops: c.MaxDrops, Closed: c.MaxClosed, P99Ratio: c.MaxP99Ratio})
 	}
 	rep.Version = version
-	rep.Judge(verify.Limits{Drops: c.MaxDrops, Closed: c.MaxClosed, P99Ratio: c.MaxP99Ratio})
-	if err := errors.Join(c.print(stdout, &rep), files.write(&rep)); err != nil {
-		*r = result{statusUsage, fmt.Errorf("verify: %w", err)}
-		return nil
-	}
 	r.status = rep.Status
+	// Of a run that proves nothing the table would only look as if it did; who reads JSON or files finds its status in them.
+	if err == nil || c.JSON {
+		if failed := c.print(stdout, &rep); failed != nil {
+			err = errors.Join(err, fmt.Errorf("verify: %w", failed))
+		}
+	}
+	if failed := files.write(&rep); failed != nil {
+		err = errors.Join(err, fmt.Errorf("verify: %w", failed))
+	}
+	if err != nil {
+		*r = result{statusUsage, err}
+	}
 	return nil
 }
 
@@ -126,7 +138,12 @@ func (c *verifyCmd) perform(ctx context.Context, plan *verify.Plan, kctx *kong.C
 	if err != nil {
 		return rep, err
 	}
-	cfg := verify.ServerConfig{Binary: binary, Args: c.runArgs(kctx.Selected()), Command: c.command(), Log: c.Log, Start: c.startLimit()}
+	// Its log is for people: the end of it is shown when it does not start, and --log keeps it.
+	args := c.runArgs(kctx.Selected())
+	if c.Flags.settings.origins["log-format"].rank == byDefault {
+		args = append(args, "--log-format="+logging.Console)
+	}
+	cfg := verify.ServerConfig{Binary: binary, Args: args, Command: c.command(), Log: c.Log, Start: c.startLimit()}
 	if cfg.Gate = verify.NeedsGate(c.faults()); cfg.Gate {
 		// What is put before the command hides it from those who would complete it.
 		run, err := c.Flags.config()
@@ -238,7 +255,7 @@ func (c *verifyCmd) check() error {
 	case c.URL != "" && len(c.Fault) > 0:
 		return errors.New("--fault: needs a server that verify starts itself; leave --url out")
 	case c.Upgrades < 0:
-		return fmt.Errorf("--upgrades: %d is negative", c.Upgrades)
+		return fmt.Errorf("--upgrades: %d is negative; write 0 for none", c.Upgrades)
 	case !(c.Rate > 0 && c.Rate <= 1e6):
 		return fmt.Errorf("--rate: %g is no rate; write, for example, 200", c.Rate)
 	case c.Connections < 1 || c.Connections > 20000:
@@ -250,7 +267,13 @@ func (c *verifyCmd) check() error {
 	case c.Requests != "" && (c.Path != "" || c.Method != "" || c.Body != "" || c.Slow != "" || c.WS != "" || len(c.Clients) > 0 || c.ExpectStatus != 0):
 		return errors.New("--requests: says all itself; leave --path, --method, --body, --expect-status, --slow, --ws and --clients out")
 	case c.MaxDrops < 0:
-		return fmt.Errorf("--max-drops: %d is negative", c.MaxDrops)
+		return fmt.Errorf("--max-drops: %d is negative; write 0 for none", c.MaxDrops)
+	case c.MaxClosed < -1:
+		return fmt.Errorf("--max-closed: %d is negative; write 0 for none, or -1 for any number", c.MaxClosed)
+	case c.MaxP99Ratio != 0 && !(c.MaxP99Ratio >= 1 && c.MaxP99Ratio <= 1e6):
+		return fmt.Errorf("--max-p99-ratio: %g is no limit; write, for example, 3 for three times the steady p99, or 0 for none", c.MaxP99Ratio)
+	case c.MaxP99Ratio > 0 && c.Upgrades == 0 && len(c.Fault) == 0:
+		return errors.New("--max-p99-ratio: compares upgrades with steady state; leave --upgrades 0 out")
 	}
 	for _, d := range []struct {
 		flag  string

@@ -120,7 +120,7 @@ func (s *slot) run(ctx context.Context) {
 			return
 		}
 		if k > 0 { // a connection that is asked for more than it can carry is late by that, too
-			s.own += max(0, s.stream.takes(s.cfg.RTT)-begin.Sub(before))
+			s.own += max(0, s.stream.Busy(s.cfg.RTT)-begin.Sub(before))
 		}
 		s.begin(begin)
 		s.exchange(ctx, out)

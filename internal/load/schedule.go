@@ -20,7 +20,7 @@ type schedule struct {
 
 func newSchedule(s *Stream, rng *rand.Rand, d, rtt time.Duration) schedule {
 	period := s.period()
-	room := period - s.takes(rtt)
+	room := period - s.Busy(rtt)
 	if s.Kind.lasts() {
 		room -= rtt // to connect again, where the server ends connections
 	}
@@ -37,8 +37,9 @@ func (s *schedule) at(k int) time.Duration {
 	return base + time.Duration(s.rng.Float64()*float64(min(s.jitter, s.end-base)))
 }
 
-// takes is how long a send keeps its connection busy at least, with a server that answers as it is known to.
-func (s *Stream) takes(rtt time.Duration) time.Duration {
+// Busy is how long a send keeps its connection busy at least, with a server that answers as it is known to: a
+// stream needs at least its rate times that as connections.
+func (s Stream) Busy(rtt time.Duration) time.Duration {
 	d := s.Takes + rtt
 	if !s.Kind.lasts() {
 		d += rtt // to connect
@@ -50,16 +51,4 @@ func (s *Stream) takes(rtt time.Duration) time.Duration {
 		d += 2 * maxSplitGap
 	}
 	return d
-}
-
-// Carries is the greatest rate that the connections of a stream carry: more than that no client could send, however
-// fast the server is.
-func (s Stream) Carries(rtt time.Duration) float64 {
-	return float64(s.Connections) / max(s.takes(rtt), 1).Seconds()
-}
-
-// Needs is how many connections a rate takes.
-func (s Stream) Needs(rtt time.Duration) int {
-	s.Connections = 1
-	return int(s.Rate/s.Carries(rtt)) + 1
 }

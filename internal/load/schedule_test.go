@@ -189,25 +189,25 @@ func TestRun_OwnLatenessIsNotTheServers(t *testing.T) {
 	}
 }
 
-func TestStream_Needs(t *testing.T) {
+func TestStream_Busy(t *testing.T) {
+	const takes, rtt = 30 * time.Millisecond, 100 * time.Millisecond
 	tests := []struct {
 		stream Stream
-		rtt    time.Duration
-		want   int
+		want   time.Duration
 	}{
-		{Stream{Connections: 16, Rate: 100, Takes: 200 * time.Millisecond}, 0, 21},
-		{Stream{Connections: 16, Rate: 100, Takes: 100 * time.Millisecond}, 100 * time.Millisecond, 21},
-		{Stream{Kind: Silent, Silence: 300 * time.Millisecond, Connections: 1, Rate: 10}, 0, 4},
+		{Stream{Takes: takes}, takes + rtt},
+		{Stream{Kind: NewConn, Takes: takes}, takes + 2*rtt},
+		{Stream{Kind: Silent, Takes: takes, Silence: time.Second}, takes + 2*rtt + time.Second},
+		{Stream{Takes: takes, Silence: time.Second, Split: 0.1}, takes + rtt + 2*maxSplitGap},
 	}
 	for _, tt := range tests {
-		if err := tt.stream.complete(); err != nil {
+		s := tt.stream
+		s.Connections, s.Rate = 1, 1
+		if err := s.complete(); err != nil {
 			t.Fatal(err)
 		}
-		if got := tt.stream.Needs(tt.rtt); got != tt.want {
-			t.Errorf("%+v needs %d, want %d", tt.stream, got, tt.want)
-		}
-		if tt.stream.Connections = tt.want; tt.stream.Carries(tt.rtt) < tt.stream.Rate {
-			t.Errorf("%+v carries %v", tt.stream, tt.stream.Carries(tt.rtt))
+		if got := s.Busy(rtt); got != tt.want {
+			t.Errorf("%+v is busy for %v, want %v", tt.stream, got, tt.want)
 		}
 	}
 }

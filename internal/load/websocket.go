@@ -51,6 +51,14 @@ func composeHandshake(s *Stream, host string, rng *rand.Rand, first *request) *s
 	return &send{requests: []*request{r}, pieces: [][]byte{text.Bytes()}}
 }
 
+// AskWebSocket makes headers those of a handshake, for whom wants to know whether a server opens WebSockets at all.
+func AskWebSocket(h http.Header) {
+	h.Set("Connection", "Upgrade")
+	h.Set("Upgrade", "websocket")
+	h.Set("Sec-WebSocket-Version", "13")
+	h.Set("Sec-WebSocket-Key", base64.StdEncoding.EncodeToString(make([]byte, 16)))
+}
+
 // acceptOf is the answer to the key of a handshake.
 func acceptOf(key string) string {
 	sum := sha1.Sum([]byte(key + acceptMagic))

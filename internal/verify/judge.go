@@ -16,9 +16,6 @@ const (
 	Unmeasured = 2
 )
 
-// maxBehind is the share of requests that may remain unsent before the load is not the one that was asked for.
-const maxBehind = 0.05
-
 // Limits say what a run may lose and still pass.
 type Limits struct {
 	Drops    int     // requests
@@ -54,6 +51,11 @@ func (r *Report) Judge(l Limits) {
 			r.Status = Unmeasured
 		}
 		r.Reasons = append(r.Reasons, r.Generator.Fault)
+	case l.P99Ratio > 0 && r.P99Ratio == 0:
+		if r.Status == Passed {
+			r.Status = Unmeasured
+		}
+		r.Reasons = append(r.Reasons, "no p99 of both steady state and an upgrade is known to compare")
 	case l.P99Ratio > 0 && r.P99Ratio > l.P99Ratio:
 		fail("p99 around the worst deploy is %.1f times that of steady state (%s and %s), and %g times are allowed",
 			r.P99Ratio, ms(r.Worst.P99), ms(r.Steady.P99), l.P99Ratio)
@@ -76,10 +78,6 @@ func (r *Report) classes() string {
 
 // title names an act among others.
 func (a *ActReport) title() string { return fmt.Sprintf("%s %d", a.Name, a.Number) }
-
-func behindText(unsent, intended int) string {
-	return fmt.Sprintf("generator and server together did not keep up with the rate: %d of %d requests found no time to be sent: lower --rate, or raise --connections if answers take long", unsent, intended)
-}
 
 func count(n int, one, many string) string {
 	if n == 1 {
@@ -111,7 +109,7 @@ func errText(err error) string {
 }
 
 // request is a stream's request for people.
-func (s Stream) request() string {
+func (s *Stream) request() string {
 	if s.Kind == load.WebSocket {
 		return "ping on " + s.Path
 	}

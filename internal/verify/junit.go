@@ -15,6 +15,7 @@ type (
 		Tests     int         `xml:"tests,attr"`
 		Failures  int         `xml:"failures,attr"`
 		Errors    int         `xml:"errors,attr"`
+		Skipped   int         `xml:"skipped,attr"`
 		Time      string      `xml:"time,attr"`
 		Timestamp string      `xml:"timestamp,attr"`
 		Cases     []junitCase `xml:"testcase"`
@@ -29,6 +30,10 @@ type (
 		Time    string      `xml:"time,attr"`
 		Failure *junitFault `xml:"failure,omitempty"`
 		Error   *junitFault `xml:"error,omitempty"`
+		Skipped *junitSkip  `xml:"skipped,omitempty"`
+	}
+	junitSkip struct {
+		Message string `xml:"message,attr"`
 	}
 	junitFault struct {
 		Message string `xml:"message,attr"`
@@ -37,13 +42,17 @@ type (
 )
 
 // WriteJUnit writes the report as a test suite: a case for each act, one for steady state, one for the verdict as a
-// whole. A run in which nothing could be measured is an error, not a failure.
+// whole. A run in which nothing could be measured is an error, not a failure, and what would have passed in it is skipped.
 func (r *Report) WriteJUnit(out io.Writer) error {
 	s := junitSuite{Name: "gapless verify", Time: junitTime(r.Took), Timestamp: r.Started.UTC().Format("2006-01-02T15:04:05")}
 	add := func(name string, took seconds, fault string) {
 		c := junitCase{Class: "gapless.verify", Name: name, Time: junitTime(took)}
-		if fault != "" {
-			c.Failure = &junitFault{Message: fault, Text: r.failuresText()}
+		switch {
+		case r.Status == Unmeasured:
+			c.Skipped = &junitSkip{"not measured"}
+			s.Skipped++
+		case fault != "":
+			c.Failure = &junitFault{Message: clean(fault), Text: r.failuresText()}
 			s.Failures++
 		}
 		s.Cases = append(s.Cases, c)
@@ -64,7 +73,7 @@ func (r *Report) WriteJUnit(out io.Writer) error {
 		add(a.title()+" drops no request", a.Took, fault)
 	}
 	whole := junitCase{Class: "gapless.verify", Name: "the run is within its limits", Time: junitTime(r.Took)}
-	switch reasons := strings.Join(r.Reasons, "; "); r.Status {
+	switch reasons := clean(strings.Join(r.Reasons, "; ")); r.Status {
 	case Failed:
 		whole.Failure = &junitFault{Message: reasons, Text: r.failuresText()}
 		s.Failures++
@@ -102,7 +111,7 @@ func junitTime(s seconds) string { return fmt.Sprintf("%.3f", s) }
 // clean drops what XML cannot hold; encoding/xml would write a replacement character for each.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' && r != '\t' {
+		if r < ' ' && r != '\n' && r != '\t' || r == '\uFFFE' || r == '\uFFFF' {
 			return -1
 		}
 		return r

@@ -20,7 +20,7 @@ const (
 	DefaultConnections = 16
 	DefaultTimeout     = 10 * time.Second
 	DefaultActTimeout  = 2 * time.Minute
-	DefaultMaxLag      = 250 * time.Millisecond
+	DefaultMaxLag      = 100 * time.Millisecond
 	DefaultSettle      = time.Second
 
 	steady = 2 * time.Second // of load before the first act
@@ -58,7 +58,19 @@ type Stream struct {
 	Slow bool
 	// AnyStatus takes the status of the first answer, before anything is done, for the right one.
 	AnyStatus bool
+	// Grow adds connections where answers take so long that those there are could not carry the rate.
+	Grow bool
+	// From says where the path comes from, for errors: a flag, or FromFile.
+	From string
 }
+
+// What Stream.From may say.
+const (
+	FromPath = "--path"
+	FromSlow = "--slow"
+	FromWS   = "--ws"
+	FromFile = "--requests"
+)
 
 // Act is one thing that is done to the server under load.
 type Act struct {
@@ -110,6 +122,7 @@ func (p Plan) withDefaults() (Plan, error) {
 	for i := range p.Streams {
 		s := &p.Streams[i]
 		def(&s.Method, http.MethodGet)
+		def(&s.Path, "/")
 		if s.Name == "" || names[s.Name] {
 			s.Name = fmt.Sprintf("%s %s %d", s.Method, s.Path, i+1)
 		}

@@ -102,7 +102,7 @@ type ActReport struct {
 
 // Generator says how well the load was generated.
 type Generator struct {
-	LagP99   seconds `json:"lag_p99_seconds"`
+	LagP99   seconds `json:"lag_p99_seconds"` // by how much requests were late through itself; no part of any latency
 	LagMax   seconds `json:"lag_max_seconds"`
 	LagLimit seconds `json:"lag_limit_seconds"`
 	Fault    string  `json:"fault,omitempty"` // why the figures prove nothing
@@ -140,25 +140,47 @@ const (
 // report sums up. The load has ended.
 func (r *runner) report(l load.Report) Report {
 	p := r.plan
-	rep := Report{
-		Target: p.Target, Deploy: p.Deploy, URL: p.URL.Scheme + "://" + p.URL.Host, Started: r.start, Took: secs(l.Took), Reasons: []string{},
-		Requests: l.Requests, OK: l.OK, Unfinished: l.Canceled + l.Crossed, Unsent: l.Unsent, Connects: l.Connects,
-		ClosedTold: l.ClosedAnnounced, ByClass: map[string]int{}, Acts: []ActReport{}, Failures: []Failure{}, RTT: secs(p.RTT),
-		Generator: Generator{LagP99: secs(l.Lag.P99), LagMax: secs(l.Lag.Max), LagLimit: secs(p.MaxLag), Fault: l.Fault()},
-	}
+	rep := p.empty()
+	rep.Started, rep.Took = r.start, secs(l.Took)
 	// What this machine could not send is no request of the server's.
-	rep.Requests -= l.Local
-	if behind := float64(l.Unsent) / float64(max(1, l.Unsent+l.Requests)); rep.Generator.Fault == "" && behind > maxBehind {
-		rep.Generator.Fault = behindText(l.Unsent, l.Unsent+l.Requests)
-	}
-	for _, c := range load.Classes() {
-		rep.ByClass[string(c)] = 0
-	}
+	rep.Requests, rep.OK, rep.Unfinished, rep.Unsent = l.Requests-l.Local, l.OK, l.Canceled+l.Crossed, l.Unsent
+	rep.Connects, rep.ClosedTold = l.Connects, l.ClosedAnnounced
+	rep.Generator = Generator{LagP99: secs(l.Lag.P99), LagMax: secs(l.Lag.Max), LagLimit: secs(p.MaxLag)}
 	rep.Acts = r.actReports()
 	r.drops(&rep)
 	r.closes(&rep)
 	r.latencies(&rep)
 	r.timeline(&rep, l.Took)
+	rep.Generator.Fault = p.fault(&l, &rep)
+	return rep
+}
+
+// NotMeasured is the report of a run that could not begin.
+func (p Plan) NotMeasured(reason string) Report {
+	rep := p.empty()
+	rep.Started = time.Now()
+	rep.Void(reason)
+	return rep
+}
+
+// Void says that a report proves nothing, whatever is in it.
+func (r *Report) Void(reason string) { r.Status, r.Reasons = Unmeasured, []string{reason} }
+
+// empty is a report without figures. Its lists are there: readers of its JSON need not look for null.
+func (p *Plan) empty() Report {
+	rep := Report{
+		Target: p.Target, Deploy: p.Deploy, Reasons: []string{}, ByClass: map[string]int{}, Streams: []StreamReport{}, Acts: []ActReport{},
+		Failures: []Failure{}, Timeline: []Bucket{}, RTT: secs(p.RTT), Generator: Generator{LagLimit: secs(p.MaxLag)},
+	}
+	if p.URL != nil {
+		rep.URL = p.URL.Scheme + "://" + p.URL.Host
+	}
+	for _, c := range load.Classes() {
+		rep.ByClass[string(c)] = 0
+	}
+	for _, s := range p.Streams {
+		rep.Streams = append(rep.Streams, StreamReport{Name: s.Name, Kind: s.kind(), Request: s.request()})
+	}
 	return rep
 }
 
@@ -224,9 +246,6 @@ func actAt(acts []ActReport, at time.Duration) *ActReport {
 
 func (r *runner) drops(rep *Report) {
 	byStream := map[string]*StreamReport{}
-	for _, s := range r.plan.Streams {
-		rep.Streams = append(rep.Streams, StreamReport{Name: s.Name, Kind: s.kind(), Request: s.request()})
-	}
 	for i := range rep.Streams {
 		byStream[rep.Streams[i].Name] = &rep.Streams[i]
 	}

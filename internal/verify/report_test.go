@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
+	"gapless/internal/control"
 	"gapless/internal/load"
 )
 
@@ -150,8 +152,8 @@ func TestWriteJUnit(t *testing.T) {
 		case Passed:
 			r.Drops, r.ByClass, r.Acts[0].Drops, r.Acts[1].OK, want.Failures = 0, nil, 0, true, 0
 		case Unmeasured:
-			r.Drops, r.ByClass, r.Acts[0].Drops, r.Acts[1].OK, want.Failures, want.Errors = 0, nil, 0, true, 0, 1
-			r.Generator.Fault = "fell behind"
+			r.Drops, r.ByClass, r.Acts[0].Drops, r.Acts[1].OK, want.Failures, want.Errors, want.Skipped = 0, nil, 0, true, 0, 1, 4
+			r.Generator.Fault = "fell \x00behind\uffff"
 		case Failed:
 			want.Failures = 4 // and the one drop that belongs to none of them
 		}
@@ -164,16 +166,22 @@ func TestWriteJUnit(t *testing.T) {
 		if err := xml.Unmarshal(b.Bytes(), &got); err != nil {
 			t.Fatalf("%v in\n%s", err, b.String())
 		}
-		failures, errs := 0, 0
+		failures, errs, skipped := 0, 0, 0
 		for _, c := range got.Cases {
 			if c.Failure != nil {
 				failures++
 			}
 			if c.Error != nil {
 				errs++
+				if c.Error.Message != "fell behind" {
+					t.Errorf("the error says %q", c.Error.Message)
+				}
+			}
+			if c.Skipped != nil {
+				skipped++
 			}
 		}
-		if got.Tests != len(got.Cases) || got.Tests != want.Tests || got.Failures != failures || failures != want.Failures || got.Errors != errs || errs != want.Errors {
+		if got.Tests != len(got.Cases) || got.Tests != want.Tests || got.Failures != failures || failures != want.Failures || got.Errors != errs || errs != want.Errors || got.Skipped != skipped || skipped != want.Skipped {
 			t.Errorf("status %d: %d tests, %d failures, %d errors, want %+v\n%s", r.Status, got.Tests, got.Failures, got.Errors, want, b.String())
 		}
 		if !strings.Contains(got.Out.Text, "steady state") || !strings.Contains(got.Out.Text, "\n") {
@@ -201,6 +209,43 @@ func TestReport_JSON(t *testing.T) {
 	}
 	if back["status"] != 1.0 || back["took_seconds"] != 12.0 {
 		t.Errorf("status %v, took %v", back["status"], back["took_seconds"])
+	}
+}
+
+// A run that could not begin has a report of every kind, and each says so.
+func TestPlan_NotMeasured(t *testing.T) {
+	p := Plan{Target: "./server", Streams: []Stream{{Stream: load.Stream{Name: "keep", Method: "GET", Path: "/"}}}}
+	r := p.NotMeasured("nothing could be measured: GET / answers 404")
+	text, err := json.Marshal(r)
+	if err != nil || bytes.Contains(text, []byte("null")) || !bytes.Contains(text, []byte(`"status":2,"reasons":["nothing could be measured: GET / answers 404"]`)) {
+		t.Errorf("%v, %s", err, text)
+	}
+	for name, write := range map[string]func(io.Writer) error{"JUnit": r.WriteJUnit, "HTML": r.WriteHTML, "text": r.WriteText} {
+		var b strings.Builder
+		if err := write(&b); err != nil || !strings.Contains(b.String(), "NOT MEASURED") || !strings.Contains(b.String(), "GET / answers 404") || strings.Contains(b.String(), "PASSED") {
+			t.Errorf("%s: %v\n%s", name, err, b.String())
+		}
+	}
+	var suite junitSuite
+	var b bytes.Buffer
+	if err := errors.Join(r.WriteJUnit(&b), xml.Unmarshal(b.Bytes(), &suite)); err != nil || suite.Errors != 1 || suite.Failures != 0 || suite.Skipped != suite.Tests-1 {
+		t.Errorf("%v, %+v", err, suite)
+	}
+}
+
+func TestPhaseText(t *testing.T) {
+	tests := []struct {
+		event control.Event
+		want  string
+	}{
+		{control.Event{}, ""},
+		{control.Event{Generation: 2, State: "steps"}, ": generation 2 is in phase steps"},
+		{control.Event{Generation: 2, State: "starting", Ready: 1, Total: 4, LastLines: []string{"connecting", "waiting for the database"}}, ": generation 2 is in phase starting, 1 of 4: waiting for the database"},
+	}
+	for _, tt := range tests {
+		if got := phaseText(tt.event); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
 	}
 }
 

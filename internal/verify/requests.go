@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"gapless/internal/load"
 
@@ -83,7 +82,8 @@ func (e entry) stream(m Mix, of int) (Stream, error) {
 	def(&e.Method, http.MethodGet)
 	def(&e.Path, "/")
 	def(&e.Rate, m.Rate/float64(of))
-	s := Stream{Slow: e.Slow || e.Kind == KindSlow, AnyStatus: e.Status == 0, Stream: load.Stream{
+	slow := e.Slow || e.Kind == KindSlow
+	s := Stream{Slow: slow, Grow: slow || e.Connections == 0 && e.Kind != KindKeepAlive, From: FromFile, AnyStatus: e.Status == 0, Stream: load.Stream{
 		Name: e.Name, Method: strings.ToUpper(e.Method), Path: e.Path, Payload: []byte(e.Body), Status: e.Status, Rate: e.Rate,
 		Connections: e.Connections, Header: m.Header.Clone(),
 	}}
@@ -92,10 +92,10 @@ func (e entry) stream(m Mix, of int) (Stream, error) {
 		def(&s.Connections, m.Connections)
 	case KindNew:
 		s.Kind = load.NewConn
-		def(&s.Connections, enough(s.Rate, 100*time.Millisecond))
+		def(&s.Connections, 8)
 	case KindSilent:
 		s.Kind, s.Silence = load.Silent, silence
-		def(&s.Connections, enough(s.Rate, silence+100*time.Millisecond))
+		def(&s.Connections, 8)
 	case KindWebSocket:
 		s.Kind, s.AnyStatus = load.WebSocket, false
 		def(&s.Connections, 4)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"sync"
 	"time"
 
@@ -43,7 +42,10 @@ func Run(ctx context.Context, p Plan) (Report, error) {
 	<-done
 	quiet()
 	ticks.Wait()
-	if failed != nil && !errors.Is(failed, context.Canceled) && err == nil {
+	switch {
+	case ctx.Err() != nil: // whatever else it has ended: the load, an act
+		err = context.Cause(ctx)
+	case failed != nil && !errors.Is(failed, context.Canceled) && err == nil:
 		err = fmt.Errorf("%w: %w", ErrNothing, failed)
 	}
 	return r.report(found), err
@@ -80,9 +82,7 @@ func (r *runner) load() load.Config {
 	for _, s := range p.Streams {
 		c.Streams = append(c.Streams, s.Stream)
 	}
-	if p.URL.Scheme == "https" {
-		c.Dial = (&tls.Dialer{Config: p.tls()}).DialContext
-	}
+	c.Dial = p.dial()
 	return c
 }
 
@@ -122,6 +122,9 @@ func (r *runner) until(ctx context.Context, over <-chan struct{}, at time.Durati
 	}
 }
 
+// errInterrupted stands for what an act could not do because its run was ended.
+var errInterrupted = errors.New("interrupted")
+
 func (r *runner) perform(ctx context.Context, i int, a Act) {
 	d := performed{act: a, begin: time.Since(r.start)}
 	r.mu.Lock()
@@ -132,7 +135,10 @@ func (r *runner) perform(ctx context.Context, i int, a Act) {
 	defer cancel()
 	outcome, err := a.Do(actCtx)
 	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		switch {
+		case ctx.Err() != nil:
+			err = errInterrupted
+		case errors.Is(err, context.DeadlineExceeded):
 			err = context.Cause(actCtx)
 		}
 		outcome.Err = err
@@ -169,39 +175,3 @@ func (r *runner) tick(ctx context.Context) {
 
 // maxStrip is how many columns are shown at most.
 const maxStrip = 400
-
-// waitFor is how long probe waits for a server to answer at all.
-const waitFor = 5 * time.Second
-
-// probe asks once for what each stream will ask for, so that the load begins only against a server that answers, and
-// learns the status that is right.
-func probe(ctx context.Context, p *Plan) error {
-	dial := (&net.Dialer{}).DialContext
-	if p.URL.Scheme == "https" {
-		dial = (&tls.Dialer{Config: p.tls()}).DialContext
-	}
-	for i := range p.Streams {
-		s := &p.Streams[i]
-		if err := s.Validate(); err != nil {
-			return fmt.Errorf("%s: %w", s.Name, err)
-		}
-		if s.Kind == load.WebSocket {
-			continue // its status is known, and what it lacks shows in the report
-		}
-		status, sameID, took, err := ask(ctx, p, s, dial)
-		if err != nil {
-			return fmt.Errorf("%w: %s does not answer %s %s: %w", ErrNothing, p.URL.Host, s.Method, s.Path, err)
-		}
-		if status >= 500 && s.AnyStatus {
-			return fmt.Errorf("%w: %s answers %s %s with status %d before anything was done: choose another path", ErrNothing, p.URL.Host, s.Method, s.Path, status)
-		}
-		if s.AnyStatus {
-			s.Status = status
-		}
-		s.AnyID = !sameID
-		if s.Slow {
-			s.Connections = max(s.Connections, enough(s.Rate, took))
-		}
-	}
-	return nil
-}

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -118,14 +119,66 @@ func TestRun_AbsurdRateIsNotMeasured(t *testing.T) {
 	}
 }
 
+// What a server answers first decides whether it can be measured, and the error says what to do about it.
+func TestRun_FirstAnswers(t *testing.T) {
+	foreign := func(m Mix) []Stream {
+		all, err := m.Streams()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	file := func(text string) []Stream {
+		all, err := ParseRequests([]byte(text), Mix{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	tests := []struct {
+		name    string
+		streams []Stream
+		status  int
+		want    string // "" = it is measured
+	}{
+		{"well", foreign(Mix{}), 200, ""},
+		{"nothing to say", foreign(Mix{}), 204, ""},
+		{"elsewhere", foreign(Mix{}), 302, ""},
+		{"no such path", foreign(Mix{Path: "/x"}), 404, "GET /x answers 404 Not Found; give --path, or --expect-status 404 if that is right"},
+		{"broken from the first", foreign(Mix{Method: "POST"}), 500, "POST / answers 500 Internal Server Error; give --path, or --expect-status 500"},
+		{"not found, as expected", foreign(Mix{Status: 404}), 404, ""},
+		{"well, not as expected", foreign(Mix{Status: 201}), 200, "GET / answers 200 OK, not 201"},
+		{"no such slow path", foreign(Mix{Slow: "/y", Status: 404}), 404, "GET /y answers 404 Not Found; give another --slow"},
+		{"no WebSocket", foreign(Mix{WS: "/z"}), 200, "GET /z answers 200 OK and opens no WebSocket; give another --ws"},
+		{"a path of a file", file("[{path: /f}]"), 404, "GET /f answers 404 Not Found: mend its path, or its status, in the file of requests"},
+		{"a status of a file", file("[{path: /f, status: 404}]"), 404, ""},
+		{"another than that of a file", file("[{path: /f, status: 200}]"), 201, "GET /f answers 201 Created, not 200: mend"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newBadServer(t, none)
+			s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(tt.status) })
+			p := quick(t, s)
+			p.Streams, p.Duration = tt.streams, 50*time.Millisecond
+			_, err := Run(t.Context(), p)
+			if tt.want == "" {
+				if err != nil {
+					t.Error(err)
+				}
+			} else if !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
 func TestRun_NothingAnswers(t *testing.T) {
-	s := newBadServer(t, fails)
-	p := quick(t, s)
-	p.Streams[0].Path = "/nothing"
-	broken := Plan{URL: s.url(t), Streams: p.Streams}
-	s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-	if _, err := Run(t.Context(), broken); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "status 502") {
-		t.Errorf("a server that fails before the load: %v", err)
+	silent := newBadServer(t, none)
+	silent.Config.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-silent.over })
+	p := quick(t, silent)
+	p.Timeout = 200 * time.Millisecond
+	if _, err := Run(t.Context(), p); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "does not answer GET /: no answer within 200ms") {
+		t.Errorf("a server that never answers: %v", err)
 	}
 	gone := newBadServer(t, none)
 	u := gone.url(t)
@@ -141,7 +194,7 @@ func TestRun_NothingAnswers(t *testing.T) {
 func TestRun_LearnsTheStatus(t *testing.T) {
 	s := newBadServer(t, none)
 	var now atomic.Int64
-	now.Store(http.StatusNotFound)
+	now.Store(http.StatusAccepted)
 	s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set(load.HeaderID, "of its own")
 		w.WriteHeader(int(now.Load()))
@@ -153,6 +206,71 @@ func TestRun_LearnsTheStatus(t *testing.T) {
 	r = run(t, quick(t, s, doing("upgrade", func() { now.Store(http.StatusOK) })))
 	if r.Drops == 0 || r.ByClass["status"] != r.Drops || r.steadyDrops() != 0 {
 		t.Errorf("drops %v, %d in steady state", r.ByClass, r.steadyDrops())
+	}
+}
+
+// How long answers take decides how many connections are used by those clients whose number nobody has chosen.
+func TestRun_LearnsHowLongAnswersTake(t *testing.T) {
+	const takes = 100 * time.Millisecond
+	s := newBadServer(t, none)
+	first := atomic.Bool{}
+	s.Config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		wait := takes
+		if r.Header.Get(load.HeaderID) == probeID && first.CompareAndSwap(false, true) {
+			wait = time.Second // the first answer is slower than those after it
+		}
+		<-time.After(wait)
+	})
+	p := quick(t, s)
+	p.Streams = []Stream{
+		{AnyStatus: true, Stream: load.Stream{Name: "keep", Connections: 4, Rate: 10}},
+		{AnyStatus: true, Grow: true, Stream: load.Stream{Name: "new", Kind: load.NewConn, Connections: 1, Rate: 20}},
+	}
+	if r := run(t, p); r.Drops != 0 || r.OK < 20 || r.Unsent > 2 {
+		t.Errorf("%d answered, %d unsent, %v", r.OK, r.Unsent, r.Reasons)
+	}
+	keep, fresh := p.Streams[0], p.Streams[1]
+	if keep.Takes < takes || keep.Takes > 9*takes || keep.Connections != 4 {
+		t.Errorf("kept-alive: takes %v, %d connections", keep.Takes, keep.Connections)
+	}
+	if fresh.Connections < 4 {
+		t.Errorf("new: takes %v, %d connections for %g requests a second", fresh.Takes, fresh.Connections, fresh.Rate)
+	}
+}
+
+// The share of requests that were never sent is blamed on who is to blame.
+func TestPlan_Fault(t *testing.T) {
+	act := func(change func(*ActReport)) []ActReport {
+		a := ActReport{Name: "upgrade", Number: 1, OK: true, Latency: Latency{Count: 100, Max: 0.02}}
+		change(&a)
+		return []ActReport{a}
+	}
+	tests := []struct {
+		name  string
+		load  load.Report
+		takes time.Duration
+		acts  []ActReport
+		want  string
+	}{
+		{"all sent", load.Report{Requests: 100}, time.Second, nil, ""},
+		{"a few unsent", load.Report{Requests: 100, Unsent: 2}, 0, nil, ""},
+		{"too few connections", load.Report{Requests: 50, Unsent: 50}, 200 * time.Millisecond, nil, "keep needs 100 requests a second, each takes 200 ms, and so 4 connections can send at most 20: lower --rate, or use 26 connections"},
+		{"too few connections, which the lag shows", load.Report{Requests: 100, Lag: load.Quantiles{P99: time.Minute}}, 200 * time.Millisecond, nil, "4 connections can send"},
+		{"a slow machine", load.Report{Requests: 100, Unsent: 50, Lag: load.Quantiles{P99: time.Minute}}, 0, nil, "the generator fell behind"},
+		{"a slow server", load.Report{Requests: 50, Unsent: 50}, 0, act(func(*ActReport) {}), "did not keep up with the rate: 50 of 100 requests found no time to be sent, for all connections waited for answers: lower --rate"},
+		{"an upgrade that failed", load.Report{Requests: 50, Unsent: 50}, 0, act(func(a *ActReport) { a.OK = false }), "; upgrade 1 has failed"},
+		{"an upgrade that dropped", load.Report{Requests: 50, Unsent: 50}, 0, act(func(a *ActReport) { a.Drops = 1 }), "; see what was dropped since upgrade 1"},
+		{"an upgrade to a release that is not ready", load.Report{Requests: 50, Unsent: 50}, 0, act(func(a *ActReport) { a.Latency.Max = 8 }), "waited for answers, for up to 8.00 s since upgrade 1: its release counts as ready before it answers"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := Plan{Streams: []Stream{{Stream: load.Stream{Name: "keep", Connections: 4, Rate: 100, Takes: tt.takes}}}}
+			tt.load.LagLimit = time.Second
+			got := p.fault(&tt.load, &Report{Acts: tt.acts, Steady: Latency{Count: 100, Max: 0.02}})
+			if !strings.Contains(got, tt.want) || (tt.want == "") != (got == "") {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
 	}
 }
 
@@ -203,16 +321,42 @@ func TestRun_Acts(t *testing.T) {
 	}
 }
 
+// canceled is a cause that counts as a cancellation, as that of a signal does.
+type canceled struct{}
+
+func (canceled) Error() string        { return "enough" }
+func (canceled) Is(target error) bool { return target == context.Canceled }
+
 func TestRun_EndsWithItsContext(t *testing.T) {
-	s := newBadServer(t, none)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	enough := errors.New("enough")
-	p := quick(t, s, doing("upgrade", func() { cancel(enough) }))
-	p.Duration = time.Minute
-	begin := time.Now()
-	r, err := Run(ctx, p)
-	if !errors.Is(err, enough) || time.Since(begin) > 30*time.Second || r.OK == 0 {
-		t.Errorf("%v after %v, ok %d", err, time.Since(begin), r.OK)
+	for _, enough := range []error{errors.New("enough"), canceled{}} {
+		for _, when := range []string{"at an act", "in an act", "at the last act"} {
+			t.Run(fmt.Sprintf("%T %s", enough, when), func(t *testing.T) {
+				t.Parallel()
+				s := newBadServer(t, none)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				acts := []Act{doing("upgrade", func() { cancel(enough) })}
+				if when != "at the last act" {
+					acts = append(acts, doing("upgrade", func() { t.Error("an act after the end") }))
+				}
+				if when == "in an act" {
+					acts[0].Do = func(ctx context.Context) (Outcome, error) {
+						cancel(enough)
+						<-ctx.Done()
+						return Outcome{}, fmt.Errorf("upgrade: %w", ctx.Err())
+					}
+				}
+				p := quick(t, s, acts...)
+				p.Duration = time.Minute
+				begin := time.Now()
+				r, err := Run(ctx, p)
+				if !errors.Is(err, enough) || time.Since(begin) > 50*time.Second || r.OK == 0 || len(r.Acts) != 1 {
+					t.Errorf("%v after %v, ok %d, acts %+v", err, time.Since(begin), r.OK, r.Acts)
+				}
+				if when == "in an act" && r.Acts[0].Reason != "interrupted" {
+					t.Errorf("the act says %q", r.Acts[0].Reason)
+				}
+			})
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -184,6 +185,9 @@ func (s *Server) pause(ctx context.Context) error {
 	case <-t.C:
 		return nil
 	case <-s.ended:
+		if why := s.lastWords(); why != "" {
+			return errors.New(why)
+		}
 		return fmt.Errorf("gapless has ended: %w", s.status)
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -202,6 +206,16 @@ func httpURL(text string) (*url.URL, error) {
 		u.Host = "127.0.0.1:" + u.Port()
 	}
 	return u, nil
+}
+
+// lastWords is why gapless says it has ended, if it says so.
+func (s *Server) lastWords() string {
+	for _, line := range slices.Backward(s.said()) {
+		if why, ok := strings.CutPrefix(line, "gapless: "); ok {
+			return why
+		}
+	}
+	return ""
 }
 
 // said is the end of what gapless and its workers wrote.
@@ -231,7 +245,15 @@ func (s *Server) Upgrade() Act {
 // upgrade asks until nothing else is under way.
 func (s *Server) upgrade(ctx context.Context) (control.Result, error) {
 	for {
-		got, err := s.client.Upgrade(ctx, control.UpgradeRequest{}, nil)
+		var last control.Event
+		got, err := s.client.Upgrade(ctx, control.UpgradeRequest{}, func(e control.Event) {
+			if e.Kind == control.KindUpgrade {
+				last = e
+			}
+		})
+		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("%w%s", context.Cause(ctx), phaseText(last))
+		}
 		busy := got.Busy || errors.Is(err, control.ErrBusy) || errors.Is(err, control.ErrNoMaster)
 		if !busy {
 			return got, err
@@ -240,6 +262,21 @@ func (s *Server) upgrade(ctx context.Context) (control.Result, error) {
 			return control.Result{}, err
 		}
 	}
+}
+
+// phaseText says how far an upgrade had got that was not done in time.
+func phaseText(e control.Event) string {
+	if e.State == "" {
+		return ""
+	}
+	text := fmt.Sprintf(": generation %d is in phase %s", e.Generation, e.State)
+	if e.Total > 0 {
+		text += fmt.Sprintf(", %d of %d", e.Ready, e.Total)
+	}
+	if e.Reason != "" {
+		text += ": " + e.Reason
+	}
+	return text + lastOf(e.LastLines)
 }
 
 func lastOf(lines []string) string {

@@ -96,8 +96,8 @@ func (m Mix) builtIn() []Stream {
 	return []Stream{
 		{Stream: load.Stream{Name: "keep-alive GET", Connections: m.Connections, Rate: 20, Path: "/", Header: m.Header}},
 		{Stream: post},
-		{Stream: fresh},
-		{Stream: load.Stream{Name: "silent GET", Kind: load.Silent, Silence: silence, Connections: 8, Rate: 5, Path: "/", Header: m.Header}},
+		{Stream: fresh, Grow: true},
+		{Grow: true, Stream: load.Stream{Name: "silent GET", Kind: load.Silent, Silence: silence, Connections: 8, Rate: 5, Path: "/", Header: m.Header}},
 	}
 }
 
@@ -110,7 +110,7 @@ func (m Mix) foreign() []Stream {
 	silent.Name, silent.Kind, silent.Connections, silent.Rate, silent.Silence = "silent "+m.Method, load.Silent, 8, 5, silence
 	var all []Stream
 	for _, s := range []load.Stream{keep, fresh, silent} {
-		all = append(all, Stream{Stream: s, AnyStatus: m.Status == 0})
+		all = append(all, Stream{Stream: s, AnyStatus: m.Status == 0, Grow: s.Kind != load.KeepAlive, From: FromPath})
 	}
 	return all
 }
@@ -123,15 +123,15 @@ func (m Mix) extra() []Stream {
 	}
 	var all []Stream
 	if m.Slow != "" {
-		all = append(all, Stream{Slow: true, AnyStatus: true, Stream: load.Stream{Name: "slow GET", Connections: 8, Rate: 5, Path: m.Slow, Header: m.Header}})
+		all = append(all, Stream{Slow: true, AnyStatus: true, Grow: true, From: FromSlow, Stream: load.Stream{Name: "slow GET", Connections: 8, Rate: 5, Path: m.Slow, Header: m.Header}})
 	}
 	if m.WS != "" {
-		all = append(all, Stream{Stream: load.Stream{Name: "websocket", Kind: load.WebSocket, Connections: 4, Rate: 10, Path: m.WS, Header: m.Header}})
+		all = append(all, Stream{Grow: true, From: FromWS, Stream: load.Stream{Name: "websocket", Kind: load.WebSocket, Connections: 4, Rate: 10, Path: m.WS, Header: m.Header}})
 	}
 	return all
 }
 
-// scale turns shares into rates, and gives each stream as many connections as it needs to reach its own.
+// scale turns shares into rates.
 func scale(all []Stream, rate float64) {
 	total := 0.0
 	for _, s := range all {
@@ -140,12 +140,6 @@ func scale(all []Stream, rate float64) {
 	for i := range all {
 		s := &all[i]
 		s.Rate *= rate / total
-		if s.Kind == load.Silent {
-			s.Connections = max(s.Connections, enough(s.Rate, s.Silence+100*time.Millisecond))
-		}
-		if s.Kind == load.NewConn {
-			s.Connections = max(s.Connections, enough(s.Rate, 20*time.Millisecond))
-		}
 	}
 }
 
