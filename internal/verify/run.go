@@ -131,7 +131,7 @@ func (r *runner) perform(ctx context.Context, i int, a Act) {
 	r.begun = append(r.begun, d.begin)
 	r.plan.Progress(Progress{At: d.begin, Act: a.Name, Number: i + 1, Total: len(r.plan.Acts)})
 	r.mu.Unlock()
-	actCtx, cancel := context.WithTimeoutCause(ctx, r.plan.ActTimeout, fmt.Errorf("not done after %v", r.plan.ActTimeout))
+	actCtx, cancel := context.WithTimeoutCause(ctx, r.plan.ActTimeout, fmt.Errorf("not done after %v (--deploy-timeout)", r.plan.ActTimeout))
 	defer cancel()
 	outcome, err := a.Do(actCtx)
 	if err != nil {
