@@ -1,6 +1,8 @@
 package lifecycle
 
 import (
+	"errors"
+	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -187,4 +189,48 @@ func TestParent_FindsOutWhoWasInCharge(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The notify socket holds a dozen messages. Where it is full as a master ends, the parent makes room, and must not wait for it.
+func TestParent_TellsItselfBehindAFullSocket(t *testing.T) {
+	s := newSuccession(t)
+	sent := 0
+	for c := s.dial(); ; sent++ {
+		_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := c.Write([]byte("STATUS=" + strconv.Itoa(sent))); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := make(chan error, 1)
+	go func() { told <- s.p.tellSelf(sentinelCharge) }()
+	select {
+	case err := <-told:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the parent waits for itself")
+	}
+	for i := range sent {
+		if m, err := s.p.sock.Receive(); err != nil || m.Fields["STATUS"] != strconv.Itoa(i) {
+			t.Fatalf("message %d: %v, %v", i, m.Fields, err)
+		}
+	}
+	_ = s.p.sock.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if m, err := s.p.sock.Receive(); err != nil || m.Fields[sentinelField] != sentinelCharge || m.PID != os.Getpid() {
+		t.Errorf("the last message is %v, %v", m.Fields, err)
+	}
+}
+
+// dial connects to the parent's notify socket.
+func (s *succession) dial() net.Conn {
+	s.t.Helper()
+	c, err := net.Dial("unixgram", s.p.sock.Address())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	return c
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,16 +17,32 @@ func becomeSubreaper() error {
 	return nil
 }
 
-// tellSelf puts the sentinel at the end of what waits on our notify socket.
+// tellSelf puts the sentinel at the end of what waits on our notify socket. It does not wait for room there: a dozen
+// messages fill the socket, and it is the caller, the goroutine of govern, who makes room.
 func (p *parent) tellSelf(what string) error {
 	c, err := net.Dial("unixgram", p.sock.Address())
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	_, err = c.Write([]byte(sentinelField + "=" + what))
-	return err
+	go func() { // ends when there is room, or soon after govern
+		defer c.Close()
+		for {
+			_ = c.SetWriteDeadline(time.Now().Add(sentinelRetry))
+			if _, err := c.Write([]byte(sentinelField + "=" + what)); err == nil {
+				return
+			}
+			select { // full still, or the kernel is short of memory
+			case <-time.After(sentinelRetry):
+			case <-p.over:
+				return
+			}
+		}
+	}()
+	return nil
 }
+
+// sentinelRetry is how long it waits for room before it looks whether anybody still makes some.
+const sentinelRetry = 50 * time.Millisecond
 
 // dupBeyond duplicates a file's descriptor to a number of at least least.
 func dupBeyond(f *os.File, least int) (fd int, err error) {
