@@ -24,7 +24,7 @@ import (
 
 // verifyCmd is `gapless verify`: the rolling-upgrade test. It takes the flags of run as well.
 type verifyCmd struct {
-	Upgrades      int           `env:"-" default:"5" placeholder:"N" group:"What is done" help:"How often to upgrade under load."`
+	Upgrades      int           `env:"-" default:"5" placeholder:"N" group:"What is done" help:"How often to upgrade under load; default 5."`
 	Fault         []string      `env:"-" placeholder:"NAME" group:"What is done" help:"Afterwards, repeatable or with commas: kill-worker, broken-release, kill-master."`
 	URL           string        `name:"url" env:"-" placeholder:"URL" group:"What is done" help:"Measure the server that runs there instead of starting COMMAND."`
 	Deploy        string        `env:"-" placeholder:"CMD" group:"What is done" help:"With --url: the shell command that deploys it, --upgrades times."`
@@ -40,17 +40,17 @@ type verifyCmd struct {
 	WS             string        `name:"ws" env:"-" placeholder:"PATH" group:"The load" help:"Keep WebSockets open at this path, too, and ping them."`
 	Clients        []string      `env:"-" placeholder:"KIND" group:"The load" help:"Only these kinds of clients: keep-alive, new, silent, slow, websocket."`
 	Requests       string        `env:"-" placeholder:"FILE" group:"The load" help:"A YAML list of requests instead of all these."`
-	Rate           float64       `env:"-" default:"200" placeholder:"N" group:"The load" help:"Requests per second, of all clients together."`
-	Connections    int           `env:"-" default:"16" placeholder:"N" group:"The load" help:"Kept-alive connections of each kind."`
+	Rate           float64       `env:"-" default:"200" placeholder:"N" group:"The load" help:"Requests per second, of all clients together; default 200."`
+	Connections    int           `env:"-" default:"16" placeholder:"N" group:"The load" help:"Kept-alive connections of each kind; default 16."`
 	Duration       time.Duration `env:"-" default:"0s" group:"The load" help:"Spread the upgrades over so much time; 0: 3 s, and 3 s more for each."`
 	RTT            time.Duration `name:"rtt" env:"-" default:"0s" group:"The load" help:"Emulate clients that are this round trip away."`
 	RequestTimeout time.Duration `env:"-" default:"10s" group:"The load" help:"A request without an answer by then is dropped."`
 	Insecure       bool          `env:"-" group:"The load" help:"Do not check the certificate of an https URL."`
 
-	MaxDrops    int           `env:"-" default:"0" placeholder:"N" group:"The verdict" help:"Dropped requests that may be."`
+	MaxDrops    int           `env:"-" default:"0" placeholder:"N" group:"The verdict" help:"Dropped requests that may be; default 0."`
 	MaxClosed   int           `env:"-" default:"-1" placeholder:"N" group:"The verdict" help:"Idle connections that the server may close; -1: any number, for HTTP lets it."`
 	MaxP99Ratio float64       `name:"max-p99-ratio" env:"-" default:"0" placeholder:"X" group:"The verdict" help:"So many times the steady p99 may be that around an upgrade; 0: any."`
-	MaxLag      time.Duration `env:"-" default:"100ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
+	MaxLag      time.Duration `env:"-" default:"250ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
 
 	JSON  bool   `name:"json" env:"-" group:"The report" help:"Print the report as JSON."`
 	JUnit string `name:"junit" env:"-" placeholder:"FILE" group:"The report" help:"Write it as a JUnit test suite, too."`

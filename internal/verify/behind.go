@@ -29,7 +29,11 @@ func (p *Plan) fault(l *load.Report, r *Report) string {
 			}
 		}
 	}
-	if own != "" || !unsent {
+	switch {
+	case l.Lag.P99 > l.LagLimit:
+		return fmt.Sprintf("this machine was too slow, or too busy, for the load: requests were %s late through the generator at the 99th percentile, and --max-lag is %v: lower --rate, or give it more CPU",
+			ms(secs(l.Lag.P99)), l.LagLimit)
+	case own != "" || !unsent:
 		return own
 	}
 	text := fmt.Sprintf("the server did not keep up with the rate: %d of %d requests found no time to be sent, for all connections waited for answers", l.Unsent, all)

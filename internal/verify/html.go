@@ -26,6 +26,7 @@ const (
 type page struct {
 	*Report
 	Verdict, Classes            string
+	Hints                       []string
 	Date                        string
 	SteadyP99, WorstP99, LagP99 string
 	LossFloor, TimeLine         float64
@@ -86,7 +87,7 @@ func (r *Report) WriteHTML(out io.Writer) error {
 
 func (r *Report) page() page {
 	p := page{
-		Report: r, Verdict: r.verdict(), Classes: r.classes(), Date: r.Started.UTC().Format(time.RFC1123),
+		Report: r, Verdict: r.verdict(), Hints: r.hints(), Classes: r.classes(), Date: r.Started.UTC().Format(time.RFC1123),
 		SteadyP99: ms(r.Steady.P99), WorstP99: ms(r.Worst.P99), LagP99: ms(r.Generator.LagP99),
 		LossFloor: chartTop + chartHeight + lossHeight, TimeLine: chartTop + chartHeight + lossHeight + 16,
 		View: fmt.Sprintf("0 0 %g %g", chartWidth, chartTop+chartHeight+lossHeight+chartBottom),
@@ -227,6 +228,6 @@ func (p *page) tables(r *Report) {
 		p.Rows = append(p.Rows, row)
 	}
 	for _, s := range r.Streams {
-		p.Clients = append(p.Clients, pageRow{Name: s.Name + " (" + s.Request + ")", Cells: lat(s.Latency), Lost: s.Drops, Closed: s.Closed, Last: itoa(s.OK)})
+		p.Clients = append(p.Clients, pageRow{Name: s.label(), Cells: lat(s.Latency), Lost: s.Drops, Closed: s.Closed, Last: itoa(s.OK)})
 	}
 }

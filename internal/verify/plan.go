@@ -20,7 +20,7 @@ const (
 	DefaultConnections = 16
 	DefaultTimeout     = 10 * time.Second
 	DefaultActTimeout  = 2 * time.Minute
-	DefaultMaxLag      = 100 * time.Millisecond
+	DefaultMaxLag      = 250 * time.Millisecond
 	DefaultSettle      = time.Second
 
 	steady = 2 * time.Second // of load before the first act

@@ -143,6 +143,30 @@ func TestWriteText(t *testing.T) {
 	}
 }
 
+// A server that closes idle connections passes beside its clients; the reader is told what that is worth.
+func TestReport_Hints(t *testing.T) {
+	tests := []struct {
+		name   string
+		report Report
+		hint   bool
+	}{
+		{"nothing closed", Report{Status: Passed}, false},
+		{"closed, near", Report{Status: Passed, ClosedIdle: 16}, true},
+		{"closed, far away", Report{Status: Passed, ClosedIdle: 16, RTT: 0.02}, false},
+		{"failed anyway", Report{Status: Failed, ClosedIdle: 16}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for name, write := range map[string]func(io.Writer) error{"HTML": tt.report.WriteHTML, "text": tt.report.WriteText} {
+				var b strings.Builder
+				if err := write(&b); err != nil || strings.Contains(b.String(), "closed 16 idle connections without a word") != tt.hint {
+					t.Errorf("%s: %v\n%s", name, err, b.String())
+				}
+			}
+		})
+	}
+}
+
 // Reading back what CI systems read.
 func TestWriteJUnit(t *testing.T) {
 	for _, status := range []int{Passed, Failed, Unmeasured} {

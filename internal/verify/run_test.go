@@ -256,7 +256,7 @@ func TestPlan_Fault(t *testing.T) {
 		{"a few unsent", load.Report{Requests: 100, Unsent: 2}, 0, nil, ""},
 		{"too few connections", load.Report{Requests: 50, Unsent: 50}, 200 * time.Millisecond, nil, "keep needs 100 requests a second, each takes 200 ms, and so 4 connections can send at most 20: lower --rate, or use 26 connections"},
 		{"too few connections, which the lag shows", load.Report{Requests: 100, Lag: load.Quantiles{P99: time.Minute}}, 200 * time.Millisecond, nil, "4 connections can send"},
-		{"a slow machine", load.Report{Requests: 100, Unsent: 50, Lag: load.Quantiles{P99: time.Minute}}, 0, nil, "the generator fell behind"},
+		{"a slow machine", load.Report{Requests: 100, Unsent: 50, Lag: load.Quantiles{P99: time.Minute}}, 0, nil, "this machine was too slow, or too busy, for the load: requests were 60 s late"},
 		{"a slow server", load.Report{Requests: 50, Unsent: 50}, 0, act(func(*ActReport) {}), "did not keep up with the rate: 50 of 100 requests found no time to be sent, for all connections waited for answers: lower --rate"},
 		{"an upgrade that failed", load.Report{Requests: 50, Unsent: 50}, 0, act(func(a *ActReport) { a.OK = false }), "; upgrade 1 has failed"},
 		{"an upgrade that dropped", load.Report{Requests: 50, Unsent: 50}, 0, act(func(a *ActReport) { a.Drops = 1 }), "; see what was dropped since upgrade 1"},

@@ -20,6 +20,7 @@ const (
 	pollInterval = 10 * time.Millisecond
 	stopPatience = 5 * time.Second // for everything to drain once no client is there any more
 	quitPatience = 5 * time.Second
+	maxSaid      = 20 // lines that a server which does not start is shown with: a stack trace of most languages
 )
 
 // ServerConfig says how to run a gapless of our own.
@@ -185,8 +186,9 @@ func (s *Server) pause(ctx context.Context) error {
 	case <-t.C:
 		return nil
 	case <-s.ended:
-		if why := s.lastWords(); why != "" {
-			return errors.New(why)
+		lines := s.said()
+		if why := lastWords(lines); why != "" {
+			return errors.New(why + addressHint(lines))
 		}
 		return fmt.Errorf("gapless has ended: %w", s.status)
 	case <-ctx.Done():
@@ -209,10 +211,22 @@ func httpURL(text string) (*url.URL, error) {
 }
 
 // lastWords is why gapless says it has ended, if it says so.
-func (s *Server) lastWords() string {
-	for _, line := range slices.Backward(s.said()) {
+func lastWords(lines []string) string {
+	for _, line := range slices.Backward(lines) {
 		if why, ok := strings.CutPrefix(line, "gapless: "); ok {
 			return why
+		}
+	}
+	return ""
+}
+
+// addressHint tells what to do about a command that has opened an address by itself. Many servers are given the socket of
+// gapless's port whatever they ask for that port by, but verify takes a port that they do not know.
+func addressHint(lines []string) string {
+	for _, line := range lines {
+		line = strings.ToLower(line)
+		if strings.Contains(line, "eaddrinuse") || strings.Contains(line, "address already in use") {
+			return "; it opens an address by itself, which is in use: if gapless should serve there, give that port with --port"
 		}
 	}
 	return ""
@@ -225,7 +239,7 @@ func (s *Server) said() []string {
 		return nil
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return lines[max(0, len(lines)-10):]
+	return lines[max(0, len(lines)-maxSaid):]
 }
 
 // Upgrade returns an upgrade to what is on disk.

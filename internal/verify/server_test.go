@@ -111,3 +111,23 @@ func (p *progresses) add(x Progress) {
 }
 
 func (*badServer) none() *url.URL { return &url.URL{Scheme: "http", Host: "127.0.0.1:1"} }
+
+func TestLastWords(t *testing.T) {
+	tests := []struct {
+		name  string
+		lines []string
+		want  string
+	}{
+		{"nothing", nil, ""},
+		{"of a worker alone", []string{"boom"}, ""},
+		{"why it ended", []string{"boom", "gapless: worker 0 ended before it was ready: exit status 1", "later"}, "worker 0 ended before it was ready: exit status 1"},
+		{"an address", []string{"Error: listen EADDRINUSE: address already in use 127.0.0.1:3000", "gapless: worker 0 ended"}, "worker 0 ended; it opens an address by itself, which is in use: if gapless should serve there, give that port with --port"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := lastWords(tt.lines) + addressHint(tt.lines); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}

@@ -55,16 +55,34 @@ func (r *Report) WriteText(out io.Writer) error {
 	b.WriteString("\n")
 	row("clients", "p50", "p99", "p99.9", "max", "dropped", "closed idle", "answered")
 	for _, s := range r.Streams {
-		row(append(append([]string{s.Name + " (" + s.Request + ")"}, lat(s.Latency)...), itoa(s.Drops), itoa(s.Closed), itoa(s.OK))...)
+		row(append(append([]string{s.label()}, lat(s.Latency)...), itoa(s.Drops), itoa(s.Closed), itoa(s.OK))...)
 	}
 	_ = w.Flush()
 	r.writeFailures(&b)
 	fmt.Fprintf(&b, "\n%s\n", r.verdict())
-	for _, reason := range r.Reasons {
-		fmt.Fprintf(&b, "  %s\n", reason)
+	for _, line := range append(r.Reasons, r.hints()...) {
+		fmt.Fprintf(&b, "  %s\n", line)
 	}
 	_, err := io.WriteString(out, trimLines(b.String()))
 	return err
+}
+
+// label names a stream with what it asks for.
+func (s *StreamReport) label() string {
+	if strings.Contains(s.Name, s.Request) {
+		return s.Name
+	}
+	return s.Name + " (" + s.Request + ")"
+}
+
+// hints are what a reader of the verdict should know beside it. That nothing was dropped by a server which closes idle
+// connections may be owed to clients that stand right beside it.
+func (r *Report) hints() []string {
+	if r.Status == Passed && r.ClosedIdle > 0 && r.RTT == 0 {
+		return []string{fmt.Sprintf("but the server closed %s without a word: clients further away lose requests that way, as --rtt 20ms shows, and --max-closed 0 does not let it pass",
+			count(r.ClosedIdle, "idle connection", "idle connections"))}
+	}
+	return nil
 }
 
 func (r *Report) writeFailures(b *strings.Builder) {
