@@ -44,7 +44,8 @@ type server struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	pages   sync.Pool     // of *page
+	pages   sync.Pool // of *page
+	watches lazyWatches
 	changed chan struct{} // receives when a connection has ended; buffered
 
 	idle   idleSet       // connections from other processes that have not become active

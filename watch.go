@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -18,15 +19,85 @@ import (
 // small answer, and short for whoever computes one that nobody wants any more.
 const watchAfter = 10 * time.Millisecond
 
-// lazyWatch is a watch that has not begun. One timer serves many of them, for arming one each time would cost what is
-// to be saved; it begins the watch that it has met twice.
+// longAgo is later than what net/http sets to end a wait, and earlier than any deadline that is meant.
+var longAgo = time.Unix(1<<20, 0)
+
+// lazyWatch is a watch that has not begun.
 type lazyWatch struct {
+	armed   bool // the server's lazyWatches know of it
+	waiting bool // there is one
+	due     bool // it is to begin
+	number  uint64
+	met     uint64 // the last number that was met
+}
+
+// lazyWatches begins the watches of a server that it has met twice. It has one timer for all: one for each connection
+// would wake a processor for nearly every tenth request, as few watches live until they are due.
+type lazyWatches struct {
+	mu      sync.Mutex
+	armed   []*conn
+	spare   []*conn // the memory of the last look
 	timer   *time.Timer
-	armed   bool
-	waiting bool   // there is one
-	number  uint64 // of the last one
-	met     uint64 // by the timer
-	due     bool   // it is to begin
+	running bool
+}
+
+// add is called with c.mu held.
+func (l *lazyWatches) add(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed = append(l.armed, c)
+	if l.running {
+		return
+	}
+	l.running = true
+	if l.timer == nil {
+		l.timer = time.AfterFunc(watchAfter, l.look)
+		return
+	}
+	l.timer.Reset(watchAfter)
+}
+
+// look is the timer's. It ends by itself when nobody waits.
+func (l *lazyWatches) look() {
+	l.mu.Lock()
+	met := l.armed
+	l.armed, l.spare = l.spare[:0], nil
+	l.mu.Unlock()
+	stay := met[:0]
+	for _, c := range met {
+		if c.meet() {
+			stay = append(stay, c)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(met[len(stay):]) // connections that have ended are not kept
+	l.spare = l.armed
+	l.armed = append(stay, l.armed...)
+	clear(l.spare)
+	if l.running = len(l.armed) > 0; l.running {
+		l.timer.Reset(watchAfter)
+	} else {
+		l.armed, l.spare = nil, nil
+	}
+}
+
+// meet begins the watch that was met before. It returns false if there is nothing to meet again.
+func (c *conn) meet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := &c.lazy
+	switch {
+	case !l.waiting || c.closed:
+		l.armed = false
+	case l.met == l.number:
+		l.armed = false
+		l.due = true
+		c.cond.Broadcast()
+	default:
+		l.met = l.number
+	}
+	return l.armed
 }
 
 // SetDeadline is as in net.Conn.
@@ -84,6 +155,9 @@ func (c *conn) watch() error {
 		return net.ErrClosed
 	}
 	if !c.rd.IsZero() {
+		if !c.rd.After(longAgo) { // net/http ends the watch so, and a look at the clock is not for nothing
+			return errTimeout
+		}
 		d := time.Until(c.rd)
 		if d <= 0 {
 			return errTimeout
@@ -104,35 +178,10 @@ func (c *conn) watch() error {
 		l.waiting = true
 		if !l.armed {
 			l.armed = true
-			l.arm(c)
+			c.srv.watches.add(c)
 		}
 		c.cond.Wait()
 		l.waiting = false
 	}
 	return nil
-}
-
-func (l *lazyWatch) arm(c *conn) {
-	if l.timer == nil {
-		l.timer = time.AfterFunc(watchAfter, func() { l.fire(c) })
-		return
-	}
-	l.timer.Reset(watchAfter)
-}
-
-// fire is the timer's.
-func (l *lazyWatch) fire(c *conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case !l.waiting || c.closed:
-		l.armed = false
-	case l.met == l.number:
-		l.armed = false
-		l.due = true
-		c.cond.Broadcast()
-	default:
-		l.met = l.number
-		l.timer.Reset(watchAfter)
-	}
 }
