@@ -15,10 +15,11 @@ import (
 )
 
 // Each pair of runs gives one ratio; their median is the figure. The order changes with each pair, for the sake of
-// whatever a run leaves behind.
+// whatever a run leaves behind. Many short pairs say more than few long ones: what else a machine does comes and goes by
+// the second, and the two runs of a pair should have the same of it.
 const (
-	pairs       = 7
-	runTime     = 2 * time.Second
+	pairs       = 25
+	runTime     = time.Second
 	connections = 64
 )
 
@@ -39,7 +40,7 @@ func compare(b *testing.B, what string, workers int, target float64) {
 // versus compares the first server with the second; who names them.
 func versus(b *testing.B, what, who string, target float64, ours, theirs *server) {
 	for _, s := range []*server{ours, theirs} { // heaps grow to their size
-		generate(b, s.addr, runTime/2)
+		generate(b, s.addr, runTime)
 	}
 	var mine, other, ratios sample
 	b.ResetTimer()
