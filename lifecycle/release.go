@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"gapless/internal/execstep"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -52,7 +54,7 @@ func resolveRelease(chdir string, command []string) (*release, error) {
 	}
 	if len(command) == 0 {
 		// The exec step is our own binary, and /proc/self/exe there is that binary, also when its file has gone.
-		r.path, r.argv = "/proc/self/exe", []string{"gapless", "app"}
+		r.path, r.argv = execstep.OwnBinary, []string{"gapless", "app"}
 		return r, nil
 	}
 	r.argv = command

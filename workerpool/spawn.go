@@ -67,7 +67,10 @@ func (s ExecSpawner) Spawn(l Launch) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := append([]string{"gapless", execstep.Verb, "--"}, l.Args...)
+	argv := l.Args
+	if !step.Inside() {
+		argv = append([]string{"gapless", execstep.Verb, "--"}, argv...)
+	}
 	proc, err := pidfd.Start(self, argv, &syscall.ProcAttr{
 		Files: fds, Env: env, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})

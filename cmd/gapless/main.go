@@ -155,6 +155,9 @@ func hidden(args []string, stderr io.Writer) (result, bool) {
 		}
 		return result{statusUsage, err}, true
 	case "app":
+		if err := execstep.Here(); err != nil {
+			return result{status: 126}, true // as above
+		}
 		return result{err: app.Main(args[1:], stderr)}, true
 	case "relay":
 		log := logging.New(logging.DefaultFormat(), zapcore.InfoLevel)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -24,26 +25,10 @@ func (s Step) run(argv, env []string) error {
 	if err := unix.CloseRange(uint(report), math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close the other descriptors: %w", err)
 	}
-	if err := unix.Fchdir(dir); err != nil {
-		return fmt.Errorf("change to the working directory: %w", err)
+	if err := s.surroundings(dir); err != nil {
+		return err
 	}
 	unix.CloseOnExec(dir)
-
-	// Go raised its own soft limit and would give the command the one that the parent was started with. A server
-	// wants what is allowed; setting it through package syscall tells Go to leave it.
-	var lim syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err == nil {
-		lim.Cur = lim.Max
-		if s.NoFile > 0 {
-			lim.Cur = min(s.NoFile, lim.Max)
-		}
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
-			return fmt.Errorf("set the limit on open files to %d: %w", lim.Cur, err)
-		}
-	}
-	if s.Umask != nil {
-		unix.Umask(*s.Umask)
-	}
 	path := s.Path
 	if s.ByFD {
 		path = "/proc/self/fd/" + strconv.Itoa(exe)
@@ -59,6 +44,71 @@ func (s Step) run(argv, env []string) error {
 	}
 	err := syscall.Exec(path, argv, s.environ(env, os.Getpid()))
 	return fmt.Errorf("execute %s: %w", s.Path, err)
+}
+
+// here is run without the exec. The report pipe is left open.
+func (s Step) here(env []string) error {
+	if s.ByFD || s.UID != nil || s.GID != nil {
+		return errors.New("a pinned executable and other credentials need an exec")
+	}
+	_, dir, _, report := s.layout()
+	if err := s.surroundings(dir); err != nil {
+		return err
+	}
+	if err := closeInherited(dir, report); err != nil {
+		return fmt.Errorf("close the other descriptors: %w", err)
+	}
+	os.Clearenv()
+	for _, kv := range s.environ(env, os.Getpid()) {
+		name, value, _ := strings.Cut(kv, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// closeInherited closes what came with the exec of this process, from a descriptor on and but for one. What the
+// process has opened since, Go's runtime above all, is marked to be closed on exec; what came cannot be.
+func closeInherited(from, but int) error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < from || fd == but {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	unix.CloseOnExec(but)
+	return nil
+}
+
+// surroundings changes the working directory, the limit on open files and the umask.
+func (s Step) surroundings(dir int) error {
+	if err := unix.Fchdir(dir); err != nil {
+		return fmt.Errorf("change to the working directory: %w", err)
+	}
+	// Go raised its own soft limit and would give the command the one that the parent was started with. A server
+	// wants what is allowed; setting it through package syscall tells Go to leave it.
+	var lim syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err == nil {
+		lim.Cur = lim.Max
+		if s.NoFile > 0 {
+			lim.Cur = min(s.NoFile, lim.Max)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
+			return fmt.Errorf("set the limit on open files to %d: %w", lim.Cur, err)
+		}
+	}
+	if s.Umask != nil {
+		unix.Umask(*s.Umask)
+	}
+	return nil
 }
 
 // credentials come last, as all before may need the master's rights, and in this order, as each takes away the

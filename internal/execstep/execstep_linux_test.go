@@ -26,6 +26,8 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[1] == Verb:
 		_ = Main(os.Args[2:]) // the reason went to the pipe
 		os.Exit(126)
+	case Here() != nil:
+		os.Exit(126)
 	case os.Getenv(reporter) != "":
 		_ = json.NewEncoder(os.Stdout).Encode(lookAround())
 		os.Exit(0)
@@ -40,6 +42,7 @@ type surroundings struct {
 	Env   []string
 	Dir   string
 	Umask int
+	Limit uint64         // on open files
 	Files map[int]string // what its descriptors are, without those that the Go runtime opened since
 }
 
@@ -47,6 +50,9 @@ func lookAround() (s surroundings) {
 	s.PID, s.Args, s.Env = os.Getpid(), os.Args, os.Environ()
 	s.Dir, _ = os.Readlink("/proc/self/cwd")
 	s.Umask = unix.Umask(0)
+	var lim unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)
+	s.Limit = lim.Cur
 	s.Files = make(map[int]string)
 	for fd := range 100 {
 		if target, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err == nil && !strings.Contains(target, "anon_inode") && !strings.HasPrefix(target, "/sys/fs/cgroup/") {
@@ -94,6 +100,9 @@ func perform(t *testing.T, s Step, dir string, exe *os.File, argv, env []string,
 		files = append(files, exe)
 	}
 	cmd := exec.Command(self, append([]string{Verb}, argv...)...)
+	if s.Inside() {
+		cmd.Args = argv
+	}
 	cmd.Env, cmd.ExtraFiles = env, append(files, w, stray)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
@@ -151,6 +160,12 @@ func named(t *testing.T, n int) (files []*os.File) {
 }
 
 func TestStep_GivesTheCommandItsSocketsAndNothingElse(t *testing.T) {
+	for name, path := range map[string]string{"by an exec": self(t), "without one": OwnBinary} {
+		t.Run(name, func(t *testing.T) { testSurroundings(t, path) })
+	}
+}
+
+func testSurroundings(t *testing.T, path string) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +173,7 @@ func TestStep_GivesTheCommandItsSocketsAndNothingElse(t *testing.T) {
 	umask := 0o27
 	files := named(t, 3)
 	got, pid := found(t, Step{
-		Path: self(t), Names: []string{"http", "admin"}, Extra: []string{"GAPLESS_CHANNEL"}, Umask: &umask,
+		Path: path, Names: []string{"http", "admin"}, Extra: []string{"GAPLESS_CHANNEL"}, Umask: &umask,
 		Watchdog: 1500 * time.Millisecond,
 	}, dir, nil, files...)
 
@@ -212,6 +227,9 @@ func TestStep_SetsTheLimitOnOpenFiles(t *testing.T) {
 			o := perform(t, Step{Path: "/bin/sh", NoFile: tc.nofile}, "/", nil, []string{"sh", "-c", "ulimit -n; ulimit -Hn"}, nil)
 			if want := fmt.Sprintf("%d\n%d\n", tc.want, lim.Max); o.report != "" || o.stdout != want {
 				t.Errorf("got %+v, want %q", o, want)
+			}
+			if got, _ := found(t, Step{Path: OwnBinary, NoFile: tc.nofile}, "/", nil); got.Limit != tc.want {
+				t.Errorf("without an exec: %d, want %d", got.Limit, tc.want)
 			}
 		})
 	}
@@ -289,8 +307,10 @@ func TestStep_SaysWhyTheCommandDidNotRun(t *testing.T) {
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if o := perform(t, Step{Path: "/bin/sh"}, file, nil, []string{"sh"}, nil); o.report != "change to the working directory: not a directory" {
-			t.Errorf("got %+v", o)
+		for _, path := range []string{"/bin/sh", OwnBinary} {
+			if o := perform(t, Step{Path: path}, file, nil, []string{"sh"}, nil); o.report != "change to the working directory: not a directory" || o.status != 126 {
+				t.Errorf("%s: got %+v", path, o)
+			}
 		}
 	})
 }
