@@ -100,7 +100,9 @@ func (m *master) keepLimits(ctx context.Context) error {
 			if !told {
 				told = true
 				m.tellMemory()
-				shrink() // the start is over, and so is what it needed
+				// The start is over, and so is what it needed. Not before, as it has no time for collecting garbage often.
+				beSmall()
+				shrink()
 				if m.cfg.MaxMemory == 0 && m.cfg.MaxLifetime == 0 && m.cfg.Watchdog == 0 {
 					tick.Stop() // nothing is limited: do not wake for it
 				}

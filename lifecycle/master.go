@@ -111,7 +111,6 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 	real, prober := realMachinery()
 	defer prober.Close()
 	m := newMaster(cfg, left, reread, real, log)
-	beSmall()
 	err := m.isolate()
 	if err == nil {
 		err = m.join()

@@ -66,7 +66,7 @@ func dump(family uint8, port uint16, states uint32) ([]connection, error) {
 		return nil, os.NewSyscallError("send to sock_diag", err)
 	}
 	var found []connection
-	buf := make([]byte, 1<<16)
+	buf := make([]byte, 1<<15) // the kernel's own limit for a part of a dump
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if errors.Is(err, unix.EINTR) {

@@ -242,13 +242,17 @@ func (c *Conn) Receive(ctx context.Context) (Message, *os.File, error) {
 		}()
 	}
 	for {
-		// A master waits on thousands of channels: only a packet that is there takes a buffer.
+		// A master waits on thousands of channels: only a packet that is there takes a buffer, and one of its size.
 		err := c.c.WaitReadable()
 		var buf []byte
 		var n int
 		fd := -1
 		if err == nil {
-			buf = make([]byte, MaxPacket)
+			size := c.c.Next()
+			if size == 0 || size > MaxPacket {
+				size = MaxPacket
+			}
+			buf = make([]byte, size)
 			n, fd, err = c.c.TryReceive(buf)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				continue // somebody else took it

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,7 +31,12 @@ const maxMessage = 128 << 10
 var ErrTruncated = errors.New("packet arrived incomplete; raise the limit on open files")
 
 // Conn is one end of a pair. Send and Receive may be called from different goroutines.
-type Conn struct{ uc *net.UnixConn }
+type Conn struct {
+	uc *net.UnixConn
+
+	reading  sync.Mutex
+	buf, oob []byte // kept: garbage of this size, for each packet, would be most of what a manager collects
+}
 
 // Pair returns the two ends of a new connection, to be wrapped by New or inherited by a child.
 func Pair() (a, b *os.File, err error) {
@@ -53,7 +59,7 @@ func New(f *os.File) (*Conn, error) {
 		c.Close()
 		return nil, fmt.Errorf("descriptor %s is no packet socket but a %T", f.Name(), c)
 	}
-	return &Conn{uc}, nil
+	return &Conn{uc: uc}, nil
 }
 
 // Send writes v as one packet, with files travelling beside it. The caller keeps its own copies of files.
@@ -84,8 +90,12 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 // Receive reads one packet into v and returns the files that came with it, which are the caller's to close. The end
 // of the connection is io.EOF.
 func (c *Conn) Receive(v any) ([]*os.File, error) {
-	buf := make([]byte, maxMessage)
-	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.buf == nil {
+		c.buf, c.oob = make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4*MaxFiles))
+	}
+	buf, oob := c.buf, c.oob
 	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
 	if errors.Is(err, syscall.ECONNRESET) {
 		// The other end closed with packets of ours unread. It says so once; what it had sent follows, and then the end.

@@ -157,6 +157,18 @@ func (c *Conn) WaitReadable() error {
 // the caller owns, or -1 if it carries none. At the end, io.EOF.
 func (c *Conn) Receive(p []byte) (n, fd int, err error) { return c.receive(p, true) }
 
+// Next is the length of the packet that waits to be received; 0 if that is not known.
+func (c *Conn) Next() (n int) {
+	_ = c.rc.Control(func(s uintptr) {
+		const peek = unix.MSG_PEEK | unix.MSG_TRUNC | unix.MSG_DONTWAIT
+		var err error
+		if n, _, err = unix.Recvfrom(int(s), nil, peek); err != nil { // as in receive, what was sent before a reset follows
+			n, _, _ = unix.Recvfrom(int(s), nil, peek)
+		}
+	})
+	return max(n, 0)
+}
+
 // TryReceive is Receive without waiting: fd is -1 and err is
 // os.ErrDeadlineExceeded when there is no packet.
 func (c *Conn) TryReceive(p []byte) (n, fd int, err error) { return c.receive(p, false) }

@@ -30,6 +30,9 @@ func (c *Conn) WaitReadable() error { return ErrNotSupported }
 // Receive receives a packet on Linux.
 func (c *Conn) Receive([]byte) (n, fd int, err error) { return 0, -1, ErrNotSupported }
 
+// Next is 0.
+func (c *Conn) Next() int { return 0 }
+
 // TryReceive receives a packet on Linux.
 func (c *Conn) TryReceive([]byte) (n, fd int, err error) { return 0, -1, ErrNotSupported }
 
