@@ -135,7 +135,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	// Asked to upgrade the connection, the program sets this header itself.
 	upgrade := r.Header["Upgrade"] != nil && r.ProtoMajor == 1
-	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves) && !upgrade {
+	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves || s.broken.Load()) && !upgrade {
 		w.Header().Set("Connection", "close") // on HTTP/2 net/http makes a GOAWAY of it
 	}
 	if s.star && r.Method == http.MethodOptions && r.RequestURI == "*" {

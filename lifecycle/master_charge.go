@@ -135,6 +135,7 @@ func (m *master) beginStop() {
 		m.pool.Kill("gapless was ended at once")
 		return
 	}
+	m.queues.refuse(true)
 	if m.leaves() {
 		m.watch.stop()
 		m.gate.leave()

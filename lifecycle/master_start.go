@@ -350,6 +350,9 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 		m.link.answer(seq, control.Result{OK: true, Generation: m.generation, Revision: m.revision, TookSeconds: took})
 	}
 	m.note() // everybody has been told
+	if !m.takesHandoffs() {
+		m.queues.refuse(false)
+	}
 	m.pool.DrainOthers(m.order("a new generation serves", false))
 	return nil
 }

@@ -144,6 +144,52 @@ func (q *queues) sweep() bool {
 	return len(left) > 0
 }
 
+// refuse is called before workers are told to drain with nobody to take over: everything stops, or the new generation takes
+// no connections. They take what is in their queue then, and nobody looks at it afterwards. So from here on nothing can be
+// put into a queue: who drains since an earlier upgrade goes on serving what it has. What has been given away already is
+// theirs to take. stop says that it is this generation that is told, and not the one before.
+func (q *queues) refuse(stop bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	last := -1 // among the older ones, the queue of those who are told
+	for i, o := range q.older {
+		if !stop && (last < 0 || o.generation > q.older[last].generation) {
+			last = i
+		}
+	}
+	into, taken := &q.own, stop && q.takes()
+	if last >= 0 {
+		into, taken = &q.older[last], true
+	}
+	failed := false
+	for i := range q.older {
+		if o := &q.older[i]; o != into {
+			err := o.shut()
+			if err == nil && taken {
+				err = move(into, o)
+			}
+			if err != nil {
+				failed = true // some may still wait in it: what they are to be moved to stays open
+				q.log.Warn("Connections may be lost in a handoff queue", fGeneration(o.generation), zap.Error(err))
+			}
+		}
+	}
+	if into == &q.own && !stop || failed {
+		return
+	}
+	if err := into.shut(); err != nil {
+		q.log.Warn("A handoff queue stays open", fGeneration(into.generation), zap.Error(err))
+	}
+}
+
+// shut lets nothing more into a queue.
+func (q *queue) shut() error {
+	if err := q.open(); err != nil {
+		return err
+	}
+	return q.sender.Shut()
+}
+
 // used tells whether a worker that lives may have a generation's queue: one of that generation takes connections from it,
 // and gives them to it after a reload. One of another generation gives them to the queue that was in charge when it was
 // told to drain: the next after its own, or, if its generation was staged and aborted, the last before. So it has none

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"syscall"
 	"testing"
 
 	"gapless/internal/handoff"
@@ -37,6 +38,15 @@ func newQueues(t *testing.T) (q *queues, older queue) {
 // give puts a connection into a queue and returns the client's end.
 func give(t *testing.T, o *queue, text string) net.Conn {
 	t.Helper()
+	client, err := tryGive(t, o, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func tryGive(t *testing.T, o *queue, text string) (net.Conn, error) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -65,10 +75,7 @@ func give(t *testing.T, o *queue, text string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Send(raw, "http", []byte(text)); err != nil {
-		t.Fatal(err)
-	}
-	return client
+	return client, s.Send(raw, "http", []byte(text))
 }
 
 // taken returns what waits in a queue.
@@ -85,7 +92,7 @@ func taken(t *testing.T, o *queue) (texts []string) {
 	defer r.Close()
 	for {
 		c, err := r.TryReceive()
-		if errors.Is(err, handoff.ErrEmpty) {
+		if errors.Is(err, handoff.ErrEmpty) || errors.Is(err, io.EOF) {
 			return texts
 		}
 		if err != nil {
@@ -233,5 +240,43 @@ func TestQueues_AreKeptWhileTheyCannotBeEmptied(t *testing.T) {
 	}
 	if !q.sweep() || !q.sweep() {
 		t.Error("a queue was forgotten with a connection in it")
+	}
+}
+
+// Before workers are told to drain with nobody to take over, what is in the queues is brought to them, and nothing can follow.
+func TestQueues_Refuse(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		stop bool
+		into int // the generation whose workers are told
+	}{{"everything stops", true, 3}, {"the next generation takes none", false, 2}} {
+		t.Run(tt.name, func(t *testing.T) {
+			q, second := newQueues(t)
+			recv, send, err := handoff.NewPair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := queue{generation: 1, recv: recv, send: send}
+			q.inherit([]queue{second, first}, func() bool { return tt.stop }, func() []int { return []int{1, 2, 3} })
+			give(t, &first, "GET /1")
+			give(t, &second, "GET /2")
+			q.refuse(tt.stop)
+			var got []string
+			for _, o := range q.all() {
+				if _, err := tryGive(t, &o, "GET /late"); o.generation <= tt.into && !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("queue %d: %v", o.generation, err)
+				} else if o.generation > tt.into && err != nil {
+					t.Errorf("queue %d: %v, and its workers may take some one day", o.generation, err)
+				}
+				if o.generation == tt.into {
+					got = taken(t, &o)
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, []string{"GET /1", "GET /2"}) {
+				t.Errorf("those who are told find %q", got)
+			}
+			q.refuse(tt.stop) // a master that follows a killed one does so again
+		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -80,6 +81,10 @@ func (s *Sender) WaitRoom(d time.Duration) error {
 	_ = s.c.SetWriteDeadline(time.Now().Add(d))
 	return s.c.WaitWritable()
 }
+
+// Shut has every later Send fail, also those of other processes that hold this
+// end: for good, and not with ErrFull. What is in the queue can still be received.
+func (s *Sender) Shut() error { return s.c.ShutWrite() }
 
 // File returns a duplicate of this end, to pass to another process.
 func (s *Sender) File() (*os.File, error) { return s.c.Dup() }
@@ -230,7 +235,7 @@ func Move(dst *Sender, src *Receiver) (moved int, err error) {
 	for {
 		c, err := src.try()
 		switch {
-		case errors.Is(err, ErrEmpty):
+		case errors.Is(err, ErrEmpty) || errors.Is(err, io.EOF): // nothing waits, or will again
 			return moved, bad
 		case errors.Is(err, ErrPacket) || errors.Is(err, ErrLost):
 			bad = errors.Join(bad, err)

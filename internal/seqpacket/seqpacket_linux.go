@@ -115,6 +115,16 @@ func (c *Conn) SendFrom(p []byte, rc syscall.RawConn) error {
 	return serr
 }
 
+// ShutWrite has every later Send on this end fail, in all processes that hold it.
+// The other end receives what was sent before, and then io.EOF.
+func (c *Conn) ShutWrite() error {
+	var serr error
+	if err := c.rc.Control(func(s uintptr) { serr = unix.Shutdown(int(s), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("shutdown", serr)
+}
+
 // WaitWritable blocks until there is room to send again, the write deadline
 // passes or the connection is closed.
 func (c *Conn) WaitWritable() error {

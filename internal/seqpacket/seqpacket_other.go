@@ -21,6 +21,9 @@ func (c *Conn) Send([]byte, int) error { return ErrNotSupported }
 // SendFrom sends a packet on Linux.
 func (c *Conn) SendFrom([]byte, syscall.RawConn) error { return ErrNotSupported }
 
+// ShutWrite works on Linux.
+func (c *Conn) ShutWrite() error { return ErrNotSupported }
+
 // WaitWritable waits on Linux.
 func (c *Conn) WaitWritable() error { return ErrNotSupported }
 
