@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -186,6 +187,43 @@ func TestRun_OwnLatenessIsNotTheServers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// With a real server, a real clock and a generator that is late by itself, no answer is reported to have come sooner than it
+// can have: what is taken out of the latency is no more than what was ours.
+func TestRun_LatencyIsNoLessThanTheServers(t *testing.T) {
+	const takes, rtt = 50 * time.Millisecond, 20 * time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, served := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-time.After(takes) })}, make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	defer func() { srv.Close(); <-served }()
+	least := map[string]time.Duration{"keep": takes + rtt, "new": takes + 2*rtt, "silent": takes + 2*rtt}
+	var told, early atomic.Int64
+	r := run(t, Config{
+		Address: l.Addr().String(), Duration: 2 * time.Second, RTT: rtt, Seed: 5, LagLimit: time.Minute,
+		Streams: []Stream{
+			{Name: "keep", Connections: 8, Rate: 80, Takes: takes},
+			{Name: "new", Kind: NewConn, Connections: 8, Rate: 40, Takes: takes},
+			{Name: "silent", Kind: Silent, Silence: 50 * time.Millisecond, Connections: 8, Rate: 20, Takes: takes},
+		},
+		Events: func(e Event) {
+			if e.Kind == Answered && e.Took < least[e.Stream] {
+				early.Add(1)
+			}
+			if told.Add(1)%5 == 0 {
+				<-time.After(20 * time.Millisecond) // now and then the generator is busy with itself
+			}
+		},
+	})
+	if r.OK == 0 || r.OK != r.Requests || early.Load() > 0 {
+		t.Errorf("%d of %d answers came sooner than they can have\n%s", early.Load(), r.OK, &r)
+	}
+	if r.Lag.Max == 0 {
+		t.Error("the generator was not late")
 	}
 }
 

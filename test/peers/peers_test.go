@@ -145,7 +145,7 @@ func (o *outcome) verify(dir, addr string, fill *strings.Replacer) {
 		o.err = err
 		return
 	}
-	if err := json.Unmarshal(stdout.Bytes(), &o.report); err != nil {
+	if err := json.Unmarshal(stdout.Bytes(), &o.report); err != nil || o.report.Requests == 0 {
 		o.err = fmt.Errorf("not measured: %s", lastLine(stderr.Bytes()))
 	}
 }
