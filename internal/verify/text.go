@@ -19,6 +19,22 @@ func (r *Report) WriteText(out io.Writer) error {
 	if r.Deploy != "" {
 		row("deployed by", r.Deploy)
 	}
+	if r.Requests > 0 {
+		r.writeTables(&b, w)
+	}
+	_ = w.Flush() // into a strings.Builder, which takes everything
+	r.writeFailures(&b)
+	fmt.Fprintf(&b, "\n%s\n", r.verdict())
+	for _, line := range append(r.Reasons, r.hints()...) {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	_, err := io.WriteString(out, trimLines(b.String()))
+	return err
+}
+
+// writeTables writes the figures.
+func (r *Report) writeTables(b *strings.Builder, w *tabwriter.Writer) {
+	row := func(cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
 	row("requests", fmt.Sprintf("%d in %.1f s, %d answered", r.Requests, r.Took, r.OK))
 	row("dropped", fmt.Sprintf("%d (%s)", r.Drops, r.classes()))
 	if r.Own > 0 || r.OwnClosed > 0 {
@@ -26,7 +42,7 @@ func (r *Report) WriteText(out io.Writer) error {
 	}
 	row("connections", fmt.Sprintf("%d opened; the server closed %d that were idle, and %d with notice", r.Connects, r.ClosedIdle, r.ClosedTold))
 	row("generator", fmt.Sprintf("late by p99 %s, max %s; %d requests found no time", ms(r.Generator.LagP99), ms(r.Generator.LagMax), r.Unsent))
-	_ = w.Flush() // into a strings.Builder, which takes everything
+	_ = w.Flush()
 
 	b.WriteString("\n")
 	row("", "p50", "p99", "p99.9", "max", "dropped", "closed idle", "new generation after")
@@ -58,13 +74,6 @@ func (r *Report) WriteText(out io.Writer) error {
 		row(append(append([]string{s.label()}, lat(s.Latency)...), itoa(s.Drops), itoa(s.Closed), itoa(s.OK))...)
 	}
 	_ = w.Flush()
-	r.writeFailures(&b)
-	fmt.Fprintf(&b, "\n%s\n", r.verdict())
-	for _, line := range append(r.Reasons, r.hints()...) {
-		fmt.Fprintf(&b, "  %s\n", line)
-	}
-	_, err := io.WriteString(out, trimLines(b.String()))
-	return err
 }
 
 // label names a stream with what it asks for.
