@@ -195,6 +195,8 @@ func splitHostPort(addr string) (host string, port uint16, reason string) {
 		switch _, portErr := strconv.ParseUint(addr, 10, 16); {
 		case portErr == nil:
 			return "", 0, fmt.Sprintf("a port needs a colon: write :%s, or 127.0.0.1:%s", addr, addr)
+		case strings.Count(addr, ":") == 2 && !strings.Contains(addr, "::") && !strings.HasPrefix(addr, "["):
+			return "", 0, "it has two ports: write HOST:PORT, as in 127.0.0.1:8000 or [::1]:8000"
 		case strings.Count(addr, ":") > 1 && !strings.HasPrefix(addr, "["):
 			return "", 0, "an IPv6 address needs brackets: write [::1]:8000"
 		case strings.HasPrefix(addr, "/") || strings.HasPrefix(addr, "@"):

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,18 +66,40 @@ func (f clientFlags) client(ctx context.Context) (*control.Client, error) {
 		return nil, fmt.Errorf("%w: no living control socket in %s; if it was started with --control PATH, give the same here",
 			control.ErrNotRunning, strings.Join(folders, ", "))
 	}
-	return only(all)
+	return only(ctx, all)
 }
 
-func only(clients []*control.Client) (*control.Client, error) {
+// only returns the one client, or an error with the flags that choose one of several: by its port, where no other has it.
+func only(ctx context.Context, clients []*control.Client) (*control.Client, error) {
 	if len(clients) == 1 {
 		return clients[0], nil
 	}
-	var paths []string
-	for _, c := range clients {
-		paths = append(paths, c.Path())
+	ports := make([]string, len(clients))
+	for i, c := range clients {
+		ports[i] = firstPort(ctx, c)
 	}
-	return nil, &usageError{fmt.Sprintf("several run: choose one with --control: %s", strings.Join(paths, ", "))}
+	var choices []string
+	for i, c := range clients {
+		flag := "--control " + c.Path()
+		if p := ports[i]; p != "" && slices.Index(ports, p) == i && !slices.Contains(ports[i+1:], p) {
+			flag = "--port " + p
+		}
+		choices = append(choices, fmt.Sprintf("%s (pid %d)", flag, c.ParentPID()))
+	}
+	return nil, &usageError{"several run: choose one with " + strings.Join(choices, " or ")}
+}
+
+// socketPort finds the port in the name of a default control socket, as byPort does.
+var socketPort = regexp.MustCompile(`_([1-9][0-9]{0,4})` + regexp.QuoteMeta(control.SocketSuffix) + `$`)
+
+func firstPort(ctx context.Context, c *control.Client) string {
+	if m := socketPort.FindStringSubmatch(c.Path()); m != nil {
+		return m[1]
+	}
+	if st, err := c.Status(ctx); err == nil && len(st.Addresses) > 0 {
+		return portOf(st.Addresses[0].URL)
+	}
+	return ""
 }
 
 // living returns clients of all that answer in the folders.
@@ -168,7 +191,7 @@ func byPort(ctx context.Context, port int, folders []string) (*control.Client, e
 	if len(named) == 0 {
 		return nil, fmt.Errorf("%w: no gapless listens at port %d", control.ErrNotRunning, port)
 	}
-	return only(named)
+	return only(ctx, named)
 }
 
 func portOf(address string) string {

@@ -82,6 +82,7 @@ func execute(args []string, stdout, stderr io.Writer) result {
 	if err != nil {
 		return result{statusFailed, err}
 	}
+	args = asVerbs(args)
 	ctx, err := parser.Parse(args)
 	if exited >= 0 { // --help has been answered
 		return result{status: exited}
@@ -90,7 +91,7 @@ func execute(args []string, stdout, stderr io.Writer) result {
 		return result{statusUsage, err}
 	}
 	if err != nil {
-		return result{statusUsage, fmt.Errorf("%w; see gapless --help", err)}
+		return result{statusUsage, usage(parser, args, err)}
 	}
 	var r result
 	ctx.BindTo(stdout, (*io.Writer)(nil))
@@ -118,6 +119,7 @@ func newParser(grammar any, stdout, stderr io.Writer, exit func(int)) (*kong.Kon
 		kong.Name("gapless"),
 		kong.Description("A server process manager whose deploys nobody can notice."),
 		kong.DefaultEnvars("GAPLESS"),
+		valueMappers(),
 		kong.NamedMapper("user", kong.MapperFunc(decodeUser)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Writers(stdout, stderr),

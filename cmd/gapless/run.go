@@ -202,6 +202,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if err := c.complete(&cfg); err != nil {
 		return cfg, err
 	}
+	if _, err := healthAddress(c.Health); err != nil {
+		return cfg, fmt.Errorf("--health: %w", err)
+	}
 	if cfg.Preview, err = parsePreview(c.Preview, cfg.Addresses); err != nil {
 		return cfg, fmt.Errorf("--preview: %w", err)
 	}
@@ -220,6 +223,9 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	}
 	if cfg.MaxMemory, err = parseSize(c.MaxWorkerMemory); err != nil {
 		return cfg, fmt.Errorf("--max-worker-memory: %w", err)
+	}
+	if cfg.MaxMemory > 0 && cfg.MaxMemory < leastSize {
+		return cfg, fmt.Errorf("--max-worker-memory: %q is %d bytes, and every worker occupies more; write, for example, 512MiB", c.MaxWorkerMemory, cfg.MaxMemory)
 	}
 	if c.User == bareUser {
 		return cfg, errors.New("--user: it has no value; write the name or number of a user")
@@ -275,6 +281,7 @@ func (c *runCmd) complete(cfg *lifecycle.Config) error {
 }
 
 func parseWorkers(text string) (int, error) {
+	text = strings.TrimPrefix(text, "=") // -w=4
 	switch text {
 	case "": // WEB_CONCURRENCY= is as good as none
 		return 1, nil
@@ -296,6 +303,9 @@ var sizes = []struct {
 	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1}, {"", 1},
 }
 
+// leastSize is that of the smallest process: less is a size whose unit was forgotten.
+const leastSize = 1 << 20
+
 // parseSize reads a size in bytes; "" is 0.
 func parseSize(text string) (int64, error) {
 	if text == "" {
@@ -311,6 +321,21 @@ func parseSize(text string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%q is no size; write, for example, 512MiB", text)
+}
+
+// healthAddress reads where the parent answers; "" is nowhere.
+func healthAddress(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	a, err := upgrade.ParseAddress(text)
+	switch {
+	case err != nil:
+		return "", err
+	case a.Network != upgrade.NetworkTCP || a.Name != "":
+		return "", fmt.Errorf("%w %q: it must be TCP, without a name: write HOST:PORT, as in 127.0.0.1:8081", upgrade.ErrBadAddress, text)
+	}
+	return text, nil
 }
 
 // parsePreview reads the address of the preview; "" is none. The name is that of the listener that is previewed.

@@ -308,7 +308,7 @@ func TestRun_StatusesOfTheProgram(t *testing.T) {
 		{"help", []string{"--help"}, statusOK, "Usage: gapless", nil},
 		{"no verb", nil, statusUsage, "", []string{"gapless: ", "see gapless --help"}},
 		{"an unknown verb", []string{"frobnicate"}, statusUsage, "", []string{"frobnicate"}},
-		{"an unknown flag", []string{"run", "--nope"}, statusUsage, "", []string{"--nope", "see gapless --help"}},
+		{"an unknown flag", []string{"run", "--nope"}, statusUsage, "", []string{"--nope", "see gapless run --help"}},
 		{"a bad value", []string{"run", "-w", "0"}, statusUsage, "", []string{`gapless: --workers: "0"`}},
 		{"the exec step by hand", []string{"exec-worker", "--", "sh"}, statusUsage, "", []string{"not for calling by hand"}},
 	} {

@@ -271,6 +271,9 @@ func (k Key) refuse(text string, plain bool) string {
 		return ": write true or false"
 	case Duration:
 		if _, err := time.ParseDuration(text); err != nil {
+			if _, err := strconv.ParseFloat(text, 64); err == nil {
+				return fmt.Sprintf(", which has no unit: write %ss for seconds", text)
+			}
 			return ": write, for example, 30s or 1m30s"
 		}
 	}

@@ -76,7 +76,7 @@ func TestParse_Refuses(t *testing.T) {
 		{"a hexadecimal number", "port: 0x50", "write only digits"},
 		{"a fraction for a number", "port: 8.5", "write only digits"},
 		{"a huge number", "port: 99999999999999999999", "f.yaml:1: port takes"},
-		{"a number for a duration", "drain-timeout: 30", "write, for example, 30s"},
+		{"a number for a duration", "drain-timeout: 30", "has no unit: write 30s"},
 		{"a switch for text", "workers: true", "workers takes a text and not true or false"},
 		{"text for a switch", "log-prefix: yes", "write true or false"},
 		{"another choice", "accept: plain", `accept takes steered, shared, got "plain"`},
