@@ -13,8 +13,11 @@ import (
 	"gapless/internal/control"
 )
 
-// statusNotRunning is the exit status of the verbs that found no gapless.
-const statusNotRunning = 3
+// The exit statuses of the verbs that speak to a running gapless.
+const (
+	statusNotRunning = 3 // it was not found
+	statusUndecided  = 4 // it has begun what it was asked for, and the verb waits no longer: what comes of it is not known
+)
 
 // clientFlags say which gapless a verb speaks to.
 type clientFlags struct {
@@ -27,7 +30,7 @@ type clientFlags struct {
 // waitFlags are those of the verbs that wait for an outcome.
 type waitFlags struct {
 	NoWait  bool          `env:"-" xor:"wait" help:"Return as soon as it has begun."`
-	Timeout time.Duration `env:"-" placeholder:"D" help:"Wait for the outcome at most this long; it goes on meanwhile and after. 0: no limit."`
+	Timeout time.Duration `env:"-" placeholder:"D" help:"Wait for the outcome at most this long; then the status is 4, and it goes on. 0: no limit."`
 }
 
 // operation is a verb that changes something.
@@ -74,9 +77,9 @@ func (o operation) run(r *result, stdout io.Writer, stderr errWriter) error {
 		p.tail(got.Tail)
 		*r = result{statusFailed, o.refusal(got)}
 	case errors.Is(err, context.DeadlineExceeded):
-		*r = result{statusFailed, fmt.Errorf("%s: no outcome after %v; it goes on: see gapless status", o.name, o.wait.Timeout)}
+		*r = result{statusUndecided, fmt.Errorf("%s: no outcome after %v; it goes on: gapless status --watch shows how", o.name, o.wait.Timeout)}
 	case errors.Is(err, context.Canceled):
-		*r = result{statusFailed, fmt.Errorf("%s: interrupted; it goes on: see gapless status", o.name)}
+		*r = result{statusUndecided, fmt.Errorf("%s: interrupted; it goes on: gapless status --watch shows how", o.name)}
 	case errors.Is(err, control.ErrNotRunning):
 		*r = result{statusNotRunning, fmt.Errorf("%s: %w", o.name, err)}
 	case errors.Is(err, control.ErrNoMaster):
