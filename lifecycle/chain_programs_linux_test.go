@@ -82,6 +82,12 @@ func (s *reign) Waiting(_ context.Context, pid int, _ map[uint64]bool) (procfs.E
 	return procfs.Evidence{}, nil
 }
 
+// Took sees nothing.
+func (*reign) Took(int, map[uint64]bool) bool { return false }
+
+// Elsewhere sees nothing.
+func (*reign) Elsewhere(int, map[uint64]bool) []string { return nil }
+
 // Rest does nothing.
 func (s *reign) Rest() error { return nil }
 

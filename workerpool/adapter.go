@@ -1,11 +1,16 @@
 package workerpool
 
-import "gapless/internal/notify"
+import (
+	"gapless/internal/known"
+	"gapless/internal/notify"
+)
 
 // adapterGiven is what has been put into a worker that may be heard of. It belongs to the worker's goroutine.
 type adapterGiven struct {
 	Adapter
-	said bool // READY=1 came, and was not enough
+	command []string
+	said    bool // READY=1 came, and was not enough
+	early   bool // and was of a server that says so before it has loaded the application
 }
 
 // silence is why no adapter is in force in a worker that is ready and has not said a word of one.
@@ -21,11 +26,15 @@ func (a *adapterGiven) silence() string {
 }
 
 // waitsFor tells whether a worker that says READY=1 is still not ready. With an adapter in it that is the adapter's to say, or,
-// where it is not heard of, the kernel's: gunicorn says READY=1 before it has loaded the application.
+// where it is not heard of, the kernel's. Of a server that is known to say so too early (gunicorn) it always is the kernel's.
 func (a *adapterGiven) waitsFor(m notify.Message, mode ReadyMode) bool {
-	if !m.Ready() || mode != ReadyAuto || a.Name == "" || !a.Expected {
+	if !m.Ready() || mode != ReadyAuto {
 		return false
 	}
-	a.said = true
+	early := known.SaysTooEarly(m.Fields["STATUS"], a.command)
+	if !early && (a.Name == "" || !a.Expected) {
+		return false
+	}
+	a.said, a.early = true, a.early || early
 	return true
 }

@@ -53,6 +53,17 @@ func TestPool_Adapter(t *testing.T) {
 			p.notify("READY=1")
 		}, "it said so", "", "the adapter was not loaded"},
 		{"not heard of, and not expected", Adapter{Name: "uvicorn"}, func(_ *testing.T, p *program) { p.notify("READY=1") }, "it said so", "", ""},
+		{"too early, with an adapter that is not expected", Adapter{Name: "uvicorn"}, func(_ *testing.T, p *program) {
+			p.notify("READY=1\nSTATUS=Gunicorn arbiter booted")
+			p.serve()
+		}, "epoll", "", ""},
+		{"too early, and never seen to wait", Adapter{}, func(_ *testing.T, p *program) {
+			p.notify("READY=1\nSTATUS=Gunicorn arbiter booted")
+			p.w.mu.Lock()
+			p.busy = true
+			p.w.mu.Unlock()
+		}, "it has taken a connection", "", ""},
+		{"with another status", Adapter{}, func(_ *testing.T, p *program) { p.notify("READY=1\nSTATUS=Arbiter booted") }, "it said so", "", ""},
 		{"turned off", Adapter{Reason: "--adapter off"}, func(_ *testing.T, p *program) { p.serve() }, "epoll", "", "--adapter off"},
 		{"none is known", Adapter{}, func(_ *testing.T, p *program) { p.serve() }, "epoll", "", ""},
 	} {

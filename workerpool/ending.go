@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -145,7 +146,27 @@ func (w *worker) hint() string {
 		return "it uses the gapless package and has not said that it is ready: it must accept on every socket that it was " +
 			"given, or call gapless.Ready()"
 	}
+	if at := w.elsewhere(); at != "" {
+		return at
+	}
+	if w.given.early && w.pool.cfg.Readiness.Mode == ReadyAuto {
+		return "it said READY=1 before it had loaded its application, and was not seen to accept connections since; if it " +
+			"does, say with --ready http=/PATH how to tell, or have it load the application first (gunicorn --preload)"
+	}
 	return w.pool.cfg.Readiness.hint()
+}
+
+// elsewhere says that a worker listens at an address of its own instead of on the sockets that it was given; "": it does not.
+func (w *worker) elsewhere() string {
+	if st := w.snapshot().State; st != Starting || w.proc == nil {
+		return ""
+	}
+	at := w.pool.cfg.Prober.Elsewhere(w.proc.PID(), w.inodes)
+	if len(at) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("worker %d listens on %s itself and not on the socket that it inherited: have it listen on descriptor {fd} "+
+		"(LISTEN_FDS) instead", w.snapshot().Slot, strings.Join(at, ", "))
 }
 
 // fail ends a worker that cannot become ready.

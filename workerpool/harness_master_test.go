@@ -87,6 +87,17 @@ func (k *kernel) Waiting(_ context.Context, pid int, _ map[uint64]bool) (procfs.
 	return procfs.Evidence{}, nil
 }
 
+// Took is what the prober sees of connections.
+func (k *kernel) Took(pid int, _ map[uint64]bool) bool {
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	p := k.w.programs[pid]
+	return p != nil && p.busy
+}
+
+// Elsewhere sees nothing.
+func (*kernel) Elsewhere(int, map[uint64]bool) []string { return nil }
+
 // handle is one master's hold on a program.
 type handle struct {
 	*program

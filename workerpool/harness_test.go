@@ -162,6 +162,7 @@ type program struct {
 	status  pidfd.Status
 	serving bool                                      // the prober sees it wait
 	blind   error                                     // the prober cannot see it
+	busy    bool                                      // it accepts connection after connection, and is never seen to wait
 	on      map[syscall.Signal]func(*program)         // what a signal does to it; no entry: nothing
 	members int                                       // of its group, beside itself
 	onGroup func(p *program, sig syscall.Signal)      // what a signal does to members whose leader is gone

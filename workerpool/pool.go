@@ -234,7 +234,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	info.PID, info.Started, info.Since = proc.PID(), now, now
 	w = newWorker(p, info, proc)
 	w.ch, w.notify, w.out, w.inodes = ch, ns, out, inodes
-	w.given.Adapter = l.Adapter
+	w.given.Adapter, w.given.command = l.Adapter, l.Args
 	if heard != nil {
 		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
 	}

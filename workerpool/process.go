@@ -41,6 +41,10 @@ type Prober interface {
 	// Waiting reports whether pid or a descendant waits for connections on a listening socket with one of the
 	// inodes, and how. Evidence that cannot be read at all is an error.
 	Waiting(ctx context.Context, pid int, inodes map[uint64]bool) (procfs.Evidence, error)
+	// Took reports whether pid or a descendant has open a connection that was made to one of the sockets. It is dear.
+	Took(pid int, inodes map[uint64]bool) bool
+	// Elsewhere returns the addresses at which pid or a descendant listens with sockets other than these.
+	Elsewhere(pid int, inodes map[uint64]bool) []string
 }
 
 // Socket is a listening socket for a worker.

@@ -69,13 +69,27 @@ func (p *Pool) grow(ctx context.Context, first, n int) ([]*slot, error) {
 		select {
 		case err := <-results:
 			if err != nil {
-				return slots, err
+				return slots, p.explain(err)
 			}
 		case <-ctx.Done():
 			return slots, context.Cause(ctx)
 		}
 	}
 	return slots, nil
+}
+
+// explain adds to why a worker ended as it started that another one listens at an address of its own, if one does: only the
+// first of them gets it, and the others end because of that.
+func (p *Pool) explain(err error) error {
+	if e := (*StartError)(nil); !errors.As(err, &e) || e.Err != nil {
+		return err
+	}
+	for _, w := range p.all(func(i Info) bool { return i.State == Starting && i.Role == "" }) {
+		if at := w.elsewhere(); at != "" {
+			return fmt.Errorf("%w: %s", err, at)
+		}
+	}
+	return err
 }
 
 // started waits until the worker is ready, or is gone without having been.

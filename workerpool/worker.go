@@ -35,6 +35,8 @@ type worker struct {
 
 	given adapterGiven
 
+	tookAsked time.Time // its goroutine's
+
 	said    chan any      // what the readers heard: a channel.Message, notify.Message, or matched{}
 	orders  chan Order    // of the owner of the pool; buffered, the first counts
 	kill    chan string   // end it now, with the reason; buffered
@@ -56,6 +58,9 @@ const (
 	askEvery = 25 * time.Millisecond
 	askLimit = 2 * time.Second
 )
+
+// tookEvery is how often it is looked for whether a worker has taken connections: each time all of the system's are read.
+const tookEvery = 500 * time.Millisecond
 
 // maxSays bounds, in bytes, what is kept of a worker's STATUS=.
 const maxSays = 200
@@ -244,7 +249,10 @@ func (w *worker) run() {
 					w.becomeReady(string(seen.How))
 				}
 			case err != nil && isClosed(w.proc.Done()):
-			case err != nil && w.given.said && !w.tellsItself:
+			case w.given.early && w.took():
+				probeC, startC = nil, nil
+				w.becomeReady("it has taken a connection")
+			case err != nil && w.given.said && !w.given.early && !w.tellsItself:
 				probeC, startC = nil, nil
 				w.becomeReady("it said so")
 			case err != nil:
@@ -330,6 +338,16 @@ func (w *worker) isTold() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.info.Told
+}
+
+// took tells, not more often than now and then, whether the worker has accepted a connection. A process that handles one
+// connection at a time and shares its queue with others is never seen to wait while they are many.
+func (w *worker) took() bool {
+	if time.Since(w.tookAsked) < tookEvery {
+		return false
+	}
+	w.tookAsked = time.Now()
+	return w.pool.cfg.Prober.Took(w.proc.PID(), w.inodes)
 }
 
 func (w *worker) becomeReady(how string) {

@@ -32,6 +32,9 @@ type server struct {
 	takes   func(args []string, addr string) (more, env []string)
 	options []option
 	stop    string // the signal for a graceful end; "": TERM
+	// early is the STATUS= that comes with a READY=1 from before the application is loaded; "": it does not say so too
+	// early. With the option eager it loads the application first.
+	early, eager string
 }
 
 // option is one that the server must not be given.
@@ -97,6 +100,8 @@ var servers = []server{
 			{names: []string{"--reload"}, bare: true, instead: useReload},
 			{names: []string{"-D", "--daemon"}, bare: true, instead: useFront},
 		},
+		early: "Gunicorn arbiter booted", // its processes load the application, after that
+		eager: "--preload",
 	},
 	{names: []string{"puma"}},
 	{
@@ -146,6 +151,15 @@ func Complete(command []string, dir, addr string, getenv func(string) string) (C
 		}
 	}
 	return c, nil
+}
+
+// SaysTooEarly tells whether a worker that says READY=1 along with this STATUS= is a server that does so before it has loaded
+// the application. It goes by what the server itself says, because whatever runs it may hide its name; the command tells
+// only that it was told to load the application first.
+func SaysTooEarly(status string, command []string) bool {
+	return status != "" && slices.ContainsFunc(servers, func(s server) bool {
+		return s.early == status && !slices.ContainsFunc(command, func(word string) bool { return slices.Contains(strings.Fields(word), s.eager) })
+	})
 }
 
 // find finds the server in a command: its row and where its name stands.

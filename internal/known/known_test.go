@@ -153,3 +153,25 @@ func FuzzComplete(f *testing.F) {
 		}
 	})
 }
+
+func TestSaysTooEarly(t *testing.T) {
+	const booted = "Gunicorn arbiter booted"
+	for _, tc := range []struct {
+		status, command string
+		want            bool
+	}{
+		{booted, "gunicorn main:app", true},
+		{booted, "server", true},
+		{booted, "gunicorn --preload main:app", false},
+		{booted, "gunicorn --preload-x main:app", true},
+		{"", "gunicorn main:app", false},
+		{"ready", "gunicorn main:app", false},
+	} {
+		if got := SaysTooEarly(tc.status, strings.Fields(tc.command)); got != tc.want {
+			t.Errorf("%q of %q: %v", tc.status, tc.command, got)
+		}
+	}
+	if SaysTooEarly(booted, []string{"sh", "-c", "exec gunicorn --preload main:app"}) {
+		t.Error("the option is not found in what a shell is given")
+	}
+}

@@ -75,3 +75,9 @@ func decode(line []byte) (request, error) {
 	}
 	return req, nil
 }
+
+// Took is the package's Took. What may not be seen is not there.
+func (*Prober) Took(pid int, inodes map[uint64]bool) bool { return Took(pid, inodes) }
+
+// Elsewhere is the package's Elsewhere. What may not be seen is not there.
+func (*Prober) Elsewhere(pid int, inodes map[uint64]bool) []string { return Elsewhere(pid, inodes) }

@@ -81,6 +81,12 @@ func SignalSessionExcept(int, syscall.Signal, func(Stat) bool) (int, error) {
 // SignalDescendants fails with ErrNotSupported.
 func SignalDescendants(int, syscall.Signal) (int, error) { return 0, ErrNotSupported }
 
+// Elsewhere knows nothing.
+func Elsewhere(int, map[uint64]bool) []string { return nil }
+
+// Took knows nothing.
+func Took(int, map[uint64]bool) bool { return false }
+
 // PortOwner knows nobody.
 func PortOwner(string, string) string { return "" }
 
