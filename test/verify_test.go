@@ -204,6 +204,8 @@ func TestVerify_NotMeasured(t *testing.T) {
 	}{
 		{"a command that ends", append([]string{"--"}, role("exits-3")...), "the database is missing"},
 		{"a command that ends, and why", append([]string{"--"}, role("exits-3")...), "could be measured: worker 0"},
+		{"a command that never listens", []string{"--start-timeout", "4s", "--", "sleep", "100"}, "be ready (--start-timeout 4s)\n"},
+		{"a command that never listens, and why", []string{"--start-timeout", "1s", "--", "sleep", "100"}, "measured: worker 0 (pid "},
 		{"a path that does not exist", []string{"--path", "/nothing", "--upgrades", "0", "--duration", "1s"}, "GET /nothing answers 404 Not Found; give --path, or --expect-status 404"},
 		{"no WebSocket", []string{"--ws", "/nothing", "--clients", "websocket", "--upgrades", "0", "--duration", "1s"}, "GET /nothing answers 404 Not Found and opens no WebSocket; give another --ws"},
 		{"a rate beyond everything", []string{"--upgrades", "0", "--duration", "1s", "--rate", "900000", "--connections", "1"}, ""},

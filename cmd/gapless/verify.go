@@ -153,6 +153,9 @@ func (c *verifyCmd) perform(ctx context.Context, plan *verify.Plan, kctx *kong.C
 		cfg.Command = run.Command
 		cfg.Args = append(cfg.Args, "--stop-signal="+unix.SignalName(run.StopSignal))
 	}
+	cfg.Waits = func() {
+		fmt.Fprintf(stderr, "waiting for the first generation to be ready (--start-timeout %v)\n", c.Flags.StartTimeout)
+	}
 	server, err := verify.StartServer(ctx, cfg)
 	if err != nil {
 		return rep, err

@@ -20,7 +20,9 @@ const (
 	pollInterval = 10 * time.Millisecond
 	stopPatience = 5 * time.Second // for everything to drain once no client is there any more
 	quitPatience = 5 * time.Second
-	maxSaid      = 20 // lines that a server which does not start is shown with: a stack trace of most languages
+	slowStart    = 3 * time.Second
+	parentSays   = "gapless: " // begins the line in which gapless says why it ends
+	maxSaid      = 20          // lines that a server which does not start is shown with: a stack trace of most languages
 )
 
 // ServerConfig says how to run a gapless of our own.
@@ -31,6 +33,7 @@ type ServerConfig struct {
 	Gate    bool     // let BrokenRelease break it; Command must then be complete
 	Log     string   // where it writes; "" = a temporary file that is removed
 	Start   time.Duration
+	Waits   func() // if set, called once when it takes a while until the server serves
 }
 
 // Server is a gapless that runs for a verification.
@@ -80,8 +83,11 @@ func startServer(ctx context.Context, c ServerConfig) (s *Server, said []string,
 		s.remove()
 		return nil, nil, err
 	}
-	if err := s.await(ctx, c.Start); err != nil {
+	if err := s.await(ctx, c.Start, c.Waits); err != nil {
 		said := s.said()
+		if why := lastWords(said); why != "" { // it is in the error
+			said = slices.DeleteFunc(said, func(line string) bool { return line == parentSays+why })
+		}
 		_ = s.Stop() // what it has not done tells more than how it ends
 		return nil, said, err
 	}
@@ -155,7 +161,8 @@ func (s *Server) remove() {
 }
 
 // await waits until the first generation serves.
-func (s *Server) await(ctx context.Context, limit time.Duration) error {
+func (s *Server) await(ctx context.Context, limit time.Duration, waits func()) error {
+	slow := time.Now().Add(slowStart)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("gapless does not serve within %v", limit))
 	defer cancel()
 	socket := filepath.Join(s.dir, "control.sock")
@@ -171,6 +178,10 @@ func (s *Server) await(ctx context.Context, limit time.Duration) error {
 				s.URL, err = httpURL(st.Addresses[0].URL)
 				return err
 			}
+		}
+		if waits != nil && time.Now().After(slow) {
+			waits()
+			waits = nil
 		}
 		if err := s.pause(ctx); err != nil {
 			return err
@@ -213,7 +224,7 @@ func httpURL(text string) (*url.URL, error) {
 // lastWords is why gapless says it has ended, if it says so.
 func lastWords(lines []string) string {
 	for _, line := range slices.Backward(lines) {
-		if why, ok := strings.CutPrefix(line, "gapless: "); ok {
+		if why, ok := strings.CutPrefix(line, parentSays); ok {
 			return why
 		}
 	}

@@ -67,7 +67,7 @@ func (m Mix) Streams() ([]Stream, error) {
 		all = slices.DeleteFunc(all, func(s Stream) bool { return !slices.Contains(m.Kinds, s.kind()) })
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("no client of the kinds %s is left: slow ones need a path that is slow, websocket ones one that takes WebSockets", strings.Join(m.Kinds, ", "))
+		return nil, fmt.Errorf("no client of the kinds %s is left: slow ones need --slow PATH, websocket ones --ws PATH", strings.Join(m.Kinds, ", "))
 	}
 	scale(all, m.Rate)
 	return all, nil
