@@ -79,7 +79,7 @@ func (m *master) runCommands(ctx context.Context, r afterRecord) error {
 	for _, command := range r.Commands {
 		var tail tailWriter
 		began := time.Now()
-		if err := shell(ctx, command, r.Dir, env, &tail); err != nil {
+		if err := shell(ctx, command, r.Dir, env, &tail, m.keep); err != nil {
 			return &afterError{command: command, err: err, tail: tail.lines()}
 		}
 		m.log.Info("Step after the promotion finished", zap.String("command", command), zap.Duration("took", time.Since(began)))

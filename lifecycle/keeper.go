@@ -24,6 +24,7 @@ const (
 	workerPrefix = "worker/"
 	queuePrefix  = "queue/"
 	releaseEntry = privatePrefix + "release"
+	stepPrefix   = privatePrefix + "step/" // and the mark of a command that runs
 )
 
 // keeper is the master's side of the store: it gives the parent what a master that comes after a sudden death must have,
@@ -85,6 +86,19 @@ func (k *keeper) keepRelease(r *release) error {
 	}
 	return k.store(releaseEntry, files...)
 }
+
+// Guard is guardian's. The store takes nothing without a descriptor, so it gets one that means nothing.
+func (k *keeper) Guard(mark string) error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	return k.store(stepPrefix+mark, null)
+}
+
+// Unguard is guardian's.
+func (k *keeper) Unguard(mark string) { k.remove(stepPrefix + mark) }
 
 // begin starts the ledger with its first version, which is with the parent when begin returns.
 func (k *keeper) begin(first ledger) error {

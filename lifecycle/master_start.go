@@ -147,7 +147,7 @@ func (m *master) steps(ctx context.Context, cfg Config, l *launcher, kind string
 	m.progress(upgrade.Progress{Phase: upgrade.PhaseSteps})
 	m.emit(control.Event{Kind: kind, Generation: m.generation, State: "steps"})
 	env := append(l.env[:len(l.env):len(l.env)], "GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION="+strconv.Itoa(l.revision))
-	return runSteps(ctx, cfg.BeforeStart, cfg.BeforeStartTimeout, l.release.dirName, env, m.log)
+	return runSteps(ctx, cfg.BeforeStart, cfg.BeforeStartTimeout, l.release.dirName, env, m.keep, m.log)
 }
 
 func (m *master) progress(p upgrade.Progress) {

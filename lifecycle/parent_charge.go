@@ -181,6 +181,9 @@ func (p *parent) ended(e ended) bool {
 
 // decide finds the successor of the dead master in charge; true: there is none.
 func (p *parent) decide() bool {
+	if p.orphaned != nil {
+		p.endSteps(p.orphaned.PID())
+	}
 	if p.cleaning > 0 {
 		return false // asked again when that is done
 	}

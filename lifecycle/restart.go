@@ -14,6 +14,7 @@ import (
 	"gapless/internal/notify"
 	"gapless/internal/packet"
 	"gapless/internal/pidfd"
+	"gapless/internal/procfs"
 
 	"go.uber.org/zap"
 )
@@ -49,6 +50,7 @@ func restartPause(n int, random float64) time.Duration {
 // nothing to take over.
 func (p *parent) restart() bool {
 	dead := p.orphaned
+	p.endSteps(dead.PID())
 	if !p.inCharge || p.killed || p.status == 0 || !p.store.has(ledgerName+"0", dead.PID()) {
 		return false
 	}
@@ -222,6 +224,19 @@ func (p *parent) stored(from *process, fields map[string]string, fds []int) {
 	notify.CloseFDs(fds)
 }
 
+// endSteps ends the commands of the user's that a dead master was running: nobody is left to whom their outcome matters, and
+// what comes next would run beside them.
+func (p *parent) endSteps(dead int) {
+	for _, mark := range p.store.takeSteps(dead) {
+		n, err := procfs.SignalMarked(os.Getpid(), stepVariable+"="+mark, syscall.SIGKILL)
+		if err != nil {
+			p.log.Error("A command of a dead master may run on", fPID(dead), zap.Error(err))
+		} else if n > 0 {
+			p.log.Warn("Ended a command that a master was running when it died", fPID(dead), zap.Int("processes", n))
+		}
+	}
+}
+
 // cleanUp ends what a master that never took charge has left, and keeps nothing of it. What comes next waits for that: the
 // lanes that it had are given to others. Workers that the master in charge has made its own are left to that one: they have
 // clients. What it had said of them by the time of this death has been heard when the sentinel is.
@@ -241,6 +256,7 @@ func (p *parent) cleanLeft() {
 	}
 	pid := p.leftBy[0]
 	p.leftBy = p.leftBy[1:]
+	p.endSteps(pid)
 	p.store.forget(pid)
 	workers := p.store.workers(pid)
 	go func() { // ends within endWait, or with govern

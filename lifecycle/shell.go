@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"os"
@@ -15,9 +16,30 @@ import (
 	"gapless/internal/procfs"
 )
 
+// stepVariable is in the environment of a command of the user's that a master runs: by it the parent finds all that the
+// command has started when that master is killed, wherever it has gone.
+const stepVariable = "GAPLESS_STEP"
+
+// guardian is told of a command before it starts and after it has ended. What has the mark in its environment does not
+// outlive the master that runs it.
+type guardian interface {
+	Guard(mark string) error
+	Unguard(mark string)
+}
+
 // shell runs a command of the user's with sh and returns how it ended: an *exec.ExitError, or why it was ended or could not
-// be started. What it prints goes where gapless writes, and to tail if that is not nil.
-func shell(ctx context.Context, command, dir string, env []string, tail io.Writer) error {
+// be started. What it prints goes where gapless writes, and to tail if that is not nil. Should this process be killed
+// meanwhile, guard (nil: nobody) ends the command.
+func shell(ctx context.Context, command, dir string, env []string, tail io.Writer, guard guardian) error {
+	if guard != nil {
+		mark := rand.Text()
+		if err := guard.Guard(mark); err != nil {
+			return err
+		}
+		// What it has left in the background when it ends is meant to stay, and no longer ours.
+		defer guard.Unguard(mark)
+		env = append(env[:len(env):len(env)], stepVariable+"="+mark)
+	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", command)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, env, os.Stdout, os.Stderr
 	if tail != nil {

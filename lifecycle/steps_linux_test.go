@@ -21,7 +21,7 @@ func TestRunSteps_InOrderInTheirDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = runSteps(t.Context(), []string{"pwd > out", `echo "$GREETING" >> out`, "echo last >> out; true | false || true"}, 0, dir,
-		[]string{"PATH=" + os.Getenv("PATH"), "GREETING=hello world"}, zap.NewNop())
+		[]string{"PATH=" + os.Getenv("PATH"), "GREETING=hello world"}, nil, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestRunSteps_TheFirstFailureEndsThem(t *testing.T) {
 		{"no such command", "/no/such/migration", `previous step "/no/such/migration" failed: exit status 127`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			err := runSteps(t.Context(), []string{"true", tc.step, "touch " + dir + "/went-on"}, time.Minute, dir, os.Environ(), zap.NewNop())
+			err := runSteps(t.Context(), []string{"true", tc.step, "touch " + dir + "/went-on"}, time.Minute, dir, os.Environ(), nil, zap.NewNop())
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want %s", err, tc.want)
 			}
@@ -50,7 +50,7 @@ func TestRunSteps_TheFirstFailureEndsThem(t *testing.T) {
 			}
 		})
 	}
-	if err := runSteps(t.Context(), []string{"true"}, 0, dir+"/no", nil, zap.NewNop()); err == nil || !strings.Contains(err.Error(), `previous step "true": `) {
+	if err := runSteps(t.Context(), []string{"true"}, 0, dir+"/no", nil, nil, zap.NewNop()); err == nil || !strings.Contains(err.Error(), `previous step "true": `) {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 }
@@ -72,7 +72,7 @@ func TestRunSteps_EndsAllThatAStepStarted(t *testing.T) {
 			step := "sleep 1000 & echo $! > one; setsid sleep 1000 & echo $! > two; touch started; wait"
 			result := make(chan error, 1)
 			began := time.Now()
-			go func() { result <- runSteps(ctx, []string{step}, tc.limit, dir, os.Environ(), zap.NewNop()) }()
+			go func() { result <- runSteps(ctx, []string{step}, tc.limit, dir, os.Environ(), nil, zap.NewNop()) }()
 			poll(t, "the step runs", func() bool { _, err := os.Stat(dir + "/started"); return err == nil })
 			if tc.limit == 0 {
 				cancel(errors.New("the upgrade was aborted"))

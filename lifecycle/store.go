@@ -149,6 +149,17 @@ func (s *store) workers(but int) (pids []int) {
 	return pids
 }
 
+// takeSteps returns the marks of the commands that a master was running, and forgets them.
+func (s *store) takeSteps(owner int) (marks []string) {
+	for key := range s.entries {
+		if mark, ok := strings.CutPrefix(key.name, stepPrefix); ok && key.owner == owner {
+			marks = append(marks, mark)
+			s.drop(key)
+		}
+	}
+	return marks
+}
+
 // contents returns what the successor of a dead master needs, in a fixed order.
 func (s *store) contents(owner int) (m manifest, fds []int) {
 	keys := slices.SortedFunc(maps.Keys(s.entries), func(a, b storeKey) int { return strings.Compare(a.name, b.name) })

@@ -221,7 +221,7 @@ func (c *checks) run(ctx context.Context, command, addr string, s Step) error {
 	c.m.log.Info("Running verification", zap.String("command", command), zap.Int("to_generation", s.Generation), zap.Int("percent", s.Percent), zap.String("preview", addr))
 	var tail tailWriter
 	began := time.Now()
-	if err := shell(ctx, command, dir, env, &tail); err != nil {
+	if err := shell(ctx, command, dir, env, &tail, c.m.keep); err != nil {
 		return &upgrade.StageError{Reason: fmt.Sprintf("verification %q at %d %%: %v", command, s.Percent, err), Tail: tail.lines()}
 	}
 	c.m.log.Info("Verification finished", zap.String("command", command), zap.Duration("took", time.Since(began)))

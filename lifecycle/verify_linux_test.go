@@ -79,7 +79,7 @@ func TestTailWriter_KeepsTheLast(t *testing.T) {
 func TestShell_LeavesWhatRunsInTheBackground(t *testing.T) {
 	var tail tailWriter
 	began := time.Now()
-	if err := shell(t.Context(), "sleep 20 & echo done", t.TempDir(), os.Environ(), &tail); err != nil {
+	if err := shell(t.Context(), "sleep 20 & echo done", t.TempDir(), os.Environ(), &tail, nil); err != nil {
 		t.Error(err)
 	}
 	if took := time.Since(began); took > 15*time.Second {
@@ -95,7 +95,7 @@ func TestShell_EndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var tail tailWriter
 	done := make(chan error, 1)
-	go func() { done <- shell(ctx, "echo begun; sleep 600; echo never", t.TempDir(), os.Environ(), &tail) }()
+	go func() { done <- shell(ctx, "echo begun; sleep 600; echo never", t.TempDir(), os.Environ(), &tail, nil) }()
 	for len(tail.lines()) == 0 {
 		select {
 		case err := <-done:

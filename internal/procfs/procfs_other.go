@@ -87,6 +87,9 @@ func Elsewhere(int, map[uint64]bool) []string { return nil }
 // Took knows nothing.
 func Took(int, map[uint64]bool) bool { return false }
 
+// SignalMarked fails with ErrNotSupported.
+func SignalMarked(int, string, syscall.Signal) (int, error) { return 0, ErrNotSupported }
+
 // PortOwner knows nobody.
 func PortOwner(string, string) string { return "" }
 
