@@ -25,8 +25,13 @@ func (stopCmd) Help() string {
 
 // Run stops.
 func (c *stopCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
-	return operation{
-		flags: c.Client, wait: c.Wait, name: "stop", begun: "stop begun", do: c.stop,
+	var again service // what starts it again
+	err := operation{
+		flags: c.Client, wait: c.Wait, name: "stop", begun: "stop begun",
+		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
+			again, _ = runningService(ctx, cl.ParentPID())
+			return c.stop(ctx, cl, progress)
+		},
 		done: func(got control.Result) string {
 			if got.TookSeconds > 0 {
 				return fmt.Sprintf("stopped after %s", took(got.TookSeconds))
@@ -34,6 +39,10 @@ func (c *stopCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
 			return "stopped"
 		},
 	}.run(r, stdout, stderr)
+	if err == nil && r.status == 0 && again.unit != "" {
+		_, err = fmt.Fprintf(stderr, "gapless: warning: systemd starts %s again; to stop it for good: %s\n", again.unit, again.stop())
+	}
+	return err
 }
 
 // stop returns when the parent has exited, so that whoever starts the next one finds the port free. The parent may be
