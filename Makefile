@@ -4,13 +4,14 @@ TESTFLAGS ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+SYSTEMD_ROOT ?= /var/lib/gapless-test/trixie
 VULN     = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test soak bench bench-peers check lint vet tidy fuzz test-deps bench-deps clean
+.PHONY: help build run test soak bench bench-peers check lint vet tidy fuzz test-deps test-systemd bench-deps clean
 
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/gapless ## Build bin/gapless
 
@@ -54,8 +55,18 @@ fuzz: ## Fuzz each parser for 20 s
 test-deps: ## Install the servers that the tests run as workers (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd haproxy iproute2
+		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd dbus libpam-systemd haproxy iproute2
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
+
+test-systemd: $(SYSTEMD_ROOT)/lib/systemd/systemd ## Run the tests of systemd with that of Debian 13, too (Debian, as root; a minute to fetch it)
+	GAPLESS_SYSTEMD_ROOT=$(SYSTEMD_ROOT) $(GO) test -race -timeout 60m -v $(TESTFLAGS) ./test/systemd
+
+$(SYSTEMD_ROOT)/lib/systemd/systemd:
+	@command -v debootstrap >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap
+	@mkdir -p $(dir $(SYSTEMD_ROOT))
+	rm -rf $(SYSTEMD_ROOT).new
+	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,libpam-systemd,procps trixie $(SYSTEMD_ROOT).new http://deb.debian.org/debian
+	mv $(SYSTEMD_ROOT).new $(SYSTEMD_ROOT)
 
 bench-deps: ## Install what `make bench` and `make bench-peers` measure with and against (Debian, as root)
 	apt-get update -qq

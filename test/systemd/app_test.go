@@ -93,7 +93,7 @@ func (a *app) deploy(broken string) {
 
 // control is the path of its control socket.
 func (a *app) control() string {
-	words := strings.Fields(a.property(a.name+".service", "ExecReload"))
+	words := strings.Fields(a.property(a.name+".service", "ExecStart"))
 	for i, w := range words {
 		if w == "--control" {
 			return words[i+1]

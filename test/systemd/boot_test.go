@@ -18,6 +18,7 @@ const (
 	roleVariable   = "GAPLESS_SYSTEMD_ROLE"
 	folderVariable = "GAPLESS_SYSTEMD_FOLDER" // an empty folder
 	cgroupVariable = "GAPLESS_SYSTEMD_CGROUP" // an empty control group of version 2
+	lowerVariable  = "GAPLESS_SYSTEMD_LOWER"  // the root that is booted, which stays as it is
 )
 
 // systemdBinary is PID 1 of Debian and of all that have merged /usr.
@@ -36,7 +37,7 @@ func become() error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("unshare control groups: %w", err)
 	}
-	root, err := mountRoot(os.Getenv(folderVariable))
+	root, err := mountRoot(os.Getenv(folderVariable), os.Getenv(lowerVariable))
 	if err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func become() error {
 	}))
 }
 
-func mountRoot(folder string) (root string, err error) {
+func mountRoot(folder, lower string) (root string, err error) {
 	mount := func(source, target, kind string, flags uintptr, data string) {
 		if err == nil && target != "/" {
 			err = os.MkdirAll(target, 0o755)
@@ -77,7 +78,7 @@ func mountRoot(folder string) (root string, err error) {
 		}
 	}
 	root = at("root")
-	mount("overlay", root, "overlay", 0, fmt.Sprintf("lowerdir=/,upperdir=%s,workdir=%s", at("upper"), at("work")))
+	mount("overlay", root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, at("upper"), at("work")))
 	mount("proc", at("root/proc"), "proc", 0, "")
 	mount(at("root/proc/sys"), at("root/proc/sys"), "", unix.MS_BIND, "")
 	mount("", at("root/proc/sys"), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "") // the machine's

@@ -51,14 +51,14 @@ type booted struct {
 	net *os.File // its network namespace
 }
 
-// boot starts a systemd that ends with the test. Where none can run, reason says why.
-func boot(t testing.TB) (h *booted, reason string) {
+// boot starts the systemd of a root that ends with the test. Where none can run, reason says why.
+func boot(t testing.TB, root string) (h *booted, reason string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(systemdBinary); err != nil {
+	if _, err := os.Stat(filepath.Join(root, systemdBinary)); err != nil {
 		return nil, err.Error() + " (make test-deps installs it)"
 	}
 	group, err := newGroup()
@@ -72,7 +72,7 @@ func boot(t testing.TB) (h *booted, reason string) {
 	}
 	defer log.Close()
 	h = &booted{cmd: exec.Command(self)}
-	h.cmd.Env = append(os.Environ(), roleVariable+"=init", folderVariable+"="+t.TempDir(), cgroupVariable+"="+group)
+	h.cmd.Env = append(os.Environ(), roleVariable+"=init", folderVariable+"="+t.TempDir(), cgroupVariable+"="+group, lowerVariable+"="+root)
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,

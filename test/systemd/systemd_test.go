@@ -18,41 +18,72 @@ import (
 	"gapless/internal/unit"
 )
 
-// TestSystemd runs what follows below a real systemd. Where none can run, as in an unprivileged container, a stand-in that
-// knows as much of it as two of the tests need takes its place; the log says which of the two it was.
+// rootVariable names another root whose systemd is booted, too: `make test-systemd` makes one with a newer systemd than
+// Debian 12 has.
+const rootVariable = "GAPLESS_SYSTEMD_ROOT"
+
+// TestSystemd runs what follows below the machine's own systemd. Where none can run, as in an unprivileged container, a
+// stand-in that knows as much of it as two of the tests need takes its place; the log says which of the two it was.
 func TestSystemd(t *testing.T) {
-	h, reason := boot(t)
+	h, reason := boot(t, "/")
 	if h == nil {
 		t.Logf("NO REAL SYSTEMD CAN RUN HERE, a stand-in takes its place: %s", reason)
-		below(t, &host{t, newStandIn(t)}, false)
+		below(t, &host{t, newStandIn(t)}, 0)
 		return
 	}
-	real := &host{t, h}
-	t.Logf("below a real one: %s", strings.SplitN(real.must("systemctl", "--version"), "\n", 2)[0])
-	below(t, real, true)
+	belowReal(t, h)
+}
+
+// TestSystemd_OfAnotherRoot runs the same below another systemd, if one is given.
+func TestSystemd_OfAnotherRoot(t *testing.T) {
+	root := os.Getenv(rootVariable)
+	if root == "" {
+		t.Logf("%s names no other root: nothing was tested", rootVariable)
+		return
+	}
+	h, reason := boot(t, root)
+	if h == nil {
+		t.Fatalf("the systemd of %s does not run: %s", root, reason)
+	}
+	belowReal(t, h)
 }
 
 // TestStandIn holds that the stand-in is good enough for what it is there for.
-func TestStandIn(t *testing.T) { below(t, &host{t, newStandIn(t)}, false) }
+func TestStandIn(t *testing.T) { below(t, &host{t, newStandIn(t)}, 0) }
 
-func below(t *testing.T, h *host, real bool) {
+func belowReal(t *testing.T, b *booted) {
+	h := &host{t, b}
+	first, _, _ := strings.Cut(h.must("systemctl", "--version"), "\n")
+	var version int
+	if _, err := fmt.Sscanf(first, "systemd %d", &version); err != nil {
+		t.Fatalf("%q: %v", first, err)
+	}
+	t.Logf("below a real one: %s", first)
+	below(t, h, version)
+}
+
+// below runs the tests below a systemd of this version; 0: the stand-in.
+func below(t *testing.T, h *host, version int) {
 	h.put(gapless, h.bin())
 	for _, sub := range []struct {
-		name     string
-		run      func(*testing.T, *host)
-		needReal bool
+		name  string
+		run   func(*testing.T, *host)
+		since int // the version that it needs; 0: a stand-in is enough
 	}{
-		{"the life of a service", lifeOfAService, false},
-		{"a killed parent", killedParent, false},
-		{"with fewer rights", fewerRights, true},
-		{"sockets of systemd", socketsOfSystemd, true},
-		{"arguments", arguments, true},
-		{"an install that fails", failingInstall, true},
+		{"the life of a service", lifeOfAService, 0},
+		{"a killed parent", killedParent, 0},
+		{"with fewer rights", fewerRights, 1},
+		{"sockets of systemd", socketsOfSystemd, 1},
+		{"arguments", arguments, 1},
+		{"an install that fails", failingInstall, 1},
+		{"stop by hand", stopByHand, 1},
+		{"a user's own", usersOwn, 1},
+		{"reload as a signal", reloadAsASignal, 253},
+		{"a preserved store", preservedStore, 254},
 	} {
-		if sub.needReal && !real {
-			continue
+		if sub.since <= version {
+			t.Run(sub.name, func(t *testing.T) { sub.run(t, &host{t, h.manager}) })
 		}
-		t.Run(sub.name, func(t *testing.T) { sub.run(t, &host{t, h.manager}) })
 	}
 }
 
@@ -316,4 +347,20 @@ func failingInstall(t *testing.T, h *host) {
 	if _, err := os.Stat(h.path("/etc/systemd/system/multi-user.target.wants/failing.service")); err == nil {
 		t.Error("it is still enabled")
 	}
+}
+
+// stopByHand: who stops a service behind systemd's back is told that it comes back.
+func stopByHand(t *testing.T, h *host) {
+	a := h.install("byhand", 8006)
+	pid := a.mainPID()
+	out := h.must(h.bin(), "stop", "--control", a.control())
+	if want := "systemd starts byhand.service again; to stop it for good: systemctl stop byhand.service"; !strings.Contains(out, want) {
+		t.Errorf("gapless stop says %q, want %q", out, want)
+	}
+	h.eventually("systemd starts it again", func() bool {
+		now := a.mainPID()
+		return now != pid && now != "0" && h.property("byhand.service", "ActiveState") == "active"
+	})
+	a.serving(1)
+	h.must(h.bin(), "uninstall", "--name", "byhand")
 }
