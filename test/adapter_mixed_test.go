@@ -136,7 +136,7 @@ func TestUvicorn_AdapterThatCannotLoad(t *testing.T) {
 	}{
 		{"no folder", "it cannot be put there: no folder for the adapter: ", []string{"TMPDIR=/proc/1", "GAPLESS_RUNTIME_DIR=/proc/1"}, nil},
 		{"python -E", "the adapter was not loaded: ", nil, []string{"{python}", "-E", "-m", "uvicorn", "main:app", "--fd", "{fd}"}},
-		{"several workers of its own", "several", nil, []string{"gunicorn", "-w", "2", "-k", "uvicorn.workers.UvicornWorker", "main:app"}},
+		{"several workers of its own", "several", nil, []string{"env", "GUNICORN_CMD_ARGS=--workers 2", "gunicorn", "-k", "uvicorn.workers.UvicornWorker", "main:app"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

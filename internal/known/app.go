@@ -22,21 +22,53 @@ func expand(command []string, dir string, getenv func(string) string) (Command, 
 		return Command{}, nil
 	}
 	first, rest := command[0], command[1:]
+	if c, err := short(first, rest, dir, getenv); c.Args != nil || err != nil {
+		return c, err
+	}
+	return Command{Args: command}, nil
+}
+
+// short makes the command that a file or a name is short for; none: it is short for nothing.
+func short(first string, rest []string, dir string, getenv func(string) string) (Command, error) {
+	var c Command
+	var err error
 	switch {
 	case strings.HasSuffix(first, ".py") && !executable(dir, first):
-		return python(first, rest, dir, getenv)
+		c, err = python(first, rest, dir, getenv)
 	case (strings.HasSuffix(first, ".js") || strings.HasSuffix(first, ".mjs") || strings.HasSuffix(first, ".cjs")) && !executable(dir, first):
 		if _, err := os.Stat(within(dir, first)); err != nil {
 			return Command{}, fmt.Errorf("%w: %s: %w; name a file in %s", ErrNoApp, first, errors.Unwrap(err), dir)
 		}
-		return Command{Args: append([]string{"node", first}, rest...), Notes: []Note{{"program", within(dir, first)}}}, nil
+		c = Command{Args: append([]string{"node", first}, rest...), Notes: []Note{{"program", within(dir, first)}}}
 	case importString(first):
 		if _, err := os.Stat(within(dir, first)); err == nil {
 			break
 		}
-		return Command{Args: append([]string{uvicorn(dir, getenv), first}, rest...), Notes: []Note{{"searched", dir}, {"import", first}}}, nil
+		c = Command{Args: append([]string{uvicorn(dir, getenv), first}, rest...), Notes: []Note{{"searched", dir}, {"import", first}}}
 	}
-	return Command{Args: command}, nil
+	if err != nil || c.Args == nil {
+		return c, err
+	}
+	return c, misplaced(first, rest, c.Args)
+}
+
+// ours are options of gapless run that people write behind what is short for a command. There they would go to the server.
+var ours = option{names: []string{
+	"-w", "--workers", "--host", "--port", "--listen", "--accept", "--ready", "--adapter", "--settle", "--start-timeout", "--drain-timeout", "--keep", "--preview", "--lame-duck",
+}}
+
+// misplaced is the error for an option of gapless behind what is short for a command.
+func misplaced(first string, rest, full []string) error {
+	flag, value, found := ours.in(rest)
+	if !found {
+		return nil
+	}
+	text := strings.TrimSpace(flag + " " + value)
+	own := ""
+	if filepath.Base(full[0]) == "node" {
+		own = ", or, if it is the program's own, gapless run -- " + strings.Join(full, " ")
+	}
+	return fmt.Errorf("%w: %s stands behind %s: write it before: gapless run %s %s%s", ErrOption, text, first, text, first, own)
 }
 
 // executable says whether a word is the path of a file that can be run as it is.

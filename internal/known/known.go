@@ -96,6 +96,7 @@ var servers = []server{
 	{
 		names: []string{"gunicorn"},
 		options: []option{
+			{names: []string{"-w", "--workers"}, fine: one, instead: useWorkers},
 			{names: []string{"-b", "--bind"}, fine: passed, instead: useSocket},
 			{names: []string{"--reload"}, bare: true, instead: useReload},
 			{names: []string{"-D", "--daemon"}, bare: true, instead: useFront},
@@ -103,7 +104,26 @@ var servers = []server{
 		early: "Gunicorn arbiter booted", // its processes load the application, after that
 		eager: "--preload",
 	},
-	{names: []string{"puma"}},
+	{
+		// WEB_CONCURRENCY=1 alone would have it start a process of its own for its one worker.
+		names: []string{"puma"},
+		takes: func(args []string, _ string) (more, env []string) {
+			if slices.ContainsFunc(args, func(a string) bool { return slices.Contains([]string{"-h", "--help", "-V", "--version"}, a) }) {
+				return nil, nil
+			}
+			if !has(args, "-b", "--bind", "--bind-to-activated-sockets") {
+				more = append(more, "--bind-to-activated-sockets", "only")
+			}
+			if !has(args, "-w", "--workers") {
+				more = append(more, "-w", "0")
+			}
+			return more, nil
+		},
+		options: []option{
+			{names: []string{"-w", "--workers"}, fine: func(n string) bool { return n == "0" || one(n) }, instead: useWorkers},
+			{names: []string{"-p", "--port"}, instead: usePort},
+		},
+	},
 	{
 		// It does not know LISTEN_FDS but the list that it passes on to itself when it starts anew: address=descriptor.
 		names: []string{"php-fpm", "php-fpm7.4", "php-fpm8.1", "php-fpm8.2", "php-fpm8.3", "php-fpm8.4"},

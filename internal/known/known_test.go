@@ -25,7 +25,12 @@ func TestComplete(t *testing.T) {
 		{"hypercorn", "hypercorn main:app", "hypercorn main:app --bind fd://{fd}"},
 		{"hypercorn with one", "hypercorn -b fd://{fd} main:app", "hypercorn -b fd://{fd} main:app"},
 		{"gunicorn finds it", "gunicorn wsgi:app", "gunicorn wsgi:app"},
-		{"puma finds it", "puma -b tcp://127.0.0.1:8000", "puma -b tcp://127.0.0.1:8000"},
+		{"gunicorn of one process", "gunicorn -w 1 wsgi:app", "gunicorn -w 1 wsgi:app"},
+		{"puma", "puma config.ru", "puma config.ru --bind-to-activated-sockets only -w 0"},
+		{"puma with an address", "bundle exec puma -b tcp://127.0.0.1:8000", "bundle exec puma -b tcp://127.0.0.1:8000 -w 0"},
+		{"puma with a process of its own", "puma --bind-to-activated-sockets -w 1", "puma --bind-to-activated-sockets -w 1"},
+		{"puma's help", "puma --help", "puma --help"},
+		{"a program of node with its own option", "node server.js --port 9", "node server.js --port 9"},
 		{"php-fpm", "php-fpm8.2", "env FPM_SOCKETS=127.0.0.1:8000={fd} php-fpm8.2 -F"},
 		{"php-fpm in the foreground", "/usr/sbin/php-fpm -F", "env FPM_SOCKETS=127.0.0.1:8000={fd} /usr/sbin/php-fpm -F"},
 		{"another program", "server --port 9", "server --port 9"},
@@ -64,6 +69,14 @@ func TestComplete_NamesWhatToWriteInstead(t *testing.T) {
 		"hypercorn main:app -w 2":             "use gapless run -w 2",
 		"hypercorn --bind 0.0.0.0:80 main:a":  "use gapless run --listen 0.0.0.0:80",
 		"php-fpm -D":                          "in the foreground",
+		"gunicorn -w 4 wsgi:app":              "gunicorn -w 4: use gapless run -w 4",
+		"gunicorn --workers=4 wsgi:app":       "use gapless run -w 4",
+		"python -m gunicorn -w4 wsgi:app":     "use gapless run -w 4",
+		"puma -w 4":                           "puma -w 4: use gapless run -w 4",
+		"bundle exec puma -p 3000":            "use gapless run --port 3000",
+		"main:app --port 9000":                "--port 9000 stands behind main:app: write it before: gapless run --port 9000 main:app",
+		"main:app -w 4":                       "gapless run -w 4 main:app",
+		"main:app --ready=notify":             "gapless run --ready notify main:app",
 	} {
 		t.Run(command, func(t *testing.T) {
 			_, err := Complete(strings.Fields(command), t.TempDir(), "127.0.0.1:8000", none)
@@ -119,6 +132,14 @@ func TestComplete_File(t *testing.T) {
 				t.Errorf("got %q, %v, %v, want %q", c.Args, c.Notes, err, tc.want)
 			}
 		})
+	}
+	for command, want := range map[string]string{
+		"server.js --port 9": "--port 9 stands behind server.js: write it before: gapless run --port 9 server.js, or, if it is the program's own, gapless run -- node server.js --port 9",
+		"main.py -w 4":       "write it before: gapless run -w 4 main.py",
+	} {
+		if _, err := Complete(strings.Fields(command), dir, "127.0.0.1:8000", none); !errors.Is(err, ErrOption) || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", command, err, want)
+		}
 	}
 	for _, command := range []string{"script.py", "missing.py", "missing.js"} {
 		if _, err := Complete([]string{command}, dir, "127.0.0.1:8000", none); !errors.Is(err, ErrNoApp) {
