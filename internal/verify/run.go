@@ -45,8 +45,10 @@ func Run(ctx context.Context, p Plan) (Report, error) {
 	switch {
 	case ctx.Err() != nil: // whatever else it has ended: the load, an act
 		err = context.Cause(ctx)
-	case failed != nil && !errors.Is(failed, context.Canceled) && err == nil:
+	case failed != nil:
 		err = fmt.Errorf("%w: %w", ErrNothing, failed)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrNothing, err)
 	}
 	return r.report(found), err
 }
@@ -109,18 +111,29 @@ func (r *runner) acts(ctx context.Context, over <-chan struct{}) error {
 	return r.until(ctx, over, end)
 }
 
+// until waits for a time of the run. When several things have happened, that the run was ended comes first: else an act
+// would begin after its end.
 func (r *runner) until(ctx context.Context, over <-chan struct{}, at time.Duration) error {
 	timer := time.NewTimer(time.Until(r.start.Add(at)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return nil
 	case <-over:
-		return nil // why is in the load's error
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	select {
+	case <-over:
+		return errLoadOver
+	default:
+		return nil
+	}
 }
+
+// errLoadOver ends the acts when there is no load any more that could feel them. Why is in the load's error.
+var errLoadOver = errors.New("the load has ended before the acts")
 
 // errInterrupted stands for what an act could not do because its run was ended.
 var errInterrupted = errors.New("interrupted")
