@@ -187,6 +187,11 @@ func (m *master) aborted(err error, staged *stage) {
 			fields = append(fields, zap.Strings("last_lines", abort.Tail))
 		}
 	}
+	var stage *upgrade.StageError
+	if errors.As(err, &stage) && stage.Ordered {
+		m.log.Info("Upgrade aborted; this generation serves on", fields...)
+		return
+	}
 	m.log.Error("Upgrade aborted; this generation serves on", fields...)
 }
 

@@ -53,6 +53,7 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 	case syscall.SIGTTIN, syscall.SIGTTOU:
 		if m.op != nil && m.op.kind == control.KindUpgrade {
 			m.wishes.count = append(m.wishes.count, msg)
+			m.log.Info("The number of workers changes when the upgrade has ended, also one that is staged: promote or abort it", zap.Stringer("signal", msg.Signal))
 			break
 		}
 		m.count(msg)
@@ -174,7 +175,7 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 	case verbUpgrade:
 		m.upgrade(ctx, []uint64{msg.Seq}, c.Stage)
 	case verbShift, verbPromote, verbAbort, verbRollback:
-		refuse(control.Result{Reason: fmt.Sprintf("no generation is staged or in its window: there is nothing to %s", c.Verb.words())})
+		refuse(control.Result{Reason: fmt.Sprintf("no generation is staged or in its window: there is nothing to %s; gapless upgrade --stage, or --keep D, begins", c.Verb.words())})
 	case verbReload:
 		m.reload(ctx, []uint64{msg.Seq})
 	case verbScale:

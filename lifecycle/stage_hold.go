@@ -240,7 +240,7 @@ func (s *stage) await(ctx context.Context, timer <-chan time.Time, done <-chan e
 				s.m.link.ack(o.msg)
 				s.op.waitUndo(o.msg.Seq)
 				s.m.noteOperation()
-				return nil, &upgrade.StageError{Reason: map[verb]string{verbAbort: "it was aborted by order", verbRollback: "it was rolled back by order"}[o.verb]}
+				return nil, &upgrade.StageError{Ordered: true, Reason: map[verb]string{verbAbort: "it was aborted by order", verbRollback: "it was rolled back by order"}[o.verb]}
 			}
 			for _, v := range accept {
 				if v == o.verb {

@@ -254,6 +254,9 @@ func (m *master) verdict(state string, slots []workerpool.SlotInfo, staged *cont
 	if degraded == "" {
 		degraded = m.afterFailed
 	}
+	if degraded == "" && state == control.StateServing && ready == 0 {
+		degraded = "no worker is ready" // as /readyz says
+	}
 	if degraded != "" && state == control.StateServing {
 		state = control.StateDegraded
 	}

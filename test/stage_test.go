@@ -213,7 +213,9 @@ func TestStage_OrdersOutOfSeason(t *testing.T) {
 	refused("all new connections", "shift", "10")
 	refused("window", "reload")
 	s.staged(2, control.GenerationWindow, 100)
-	s.verb("rollback").demand(t, 0)
+	if v := s.verb("rollback").demand(t, 0); v.stdout != "generation 2 is aborted, and generation 1 serves on\n" || strings.Contains(v.stderr, "aborted") {
+		t.Errorf("gapless rollback says %q and %q", v.stdout, v.stderr)
+	}
 	s.becomes("the reload that was asked for meanwhile", func(st control.Status) bool {
 		return st.State == control.StateServing && len(st.Generations) == 1 && st.Generations[0].Revision == 2
 	})
@@ -224,6 +226,11 @@ func TestStage_OrdersOutOfSeason(t *testing.T) {
 	s.verb("abort").demand(t, 0)
 	if v := walk.wait().demand(t, 1); !strings.Contains(v.stderr, "aborted by order") {
 		t.Errorf("who began the walk is told %q", v.stderr)
+	}
+	for _, e := range s.out.find(msg("Upgrade aborted; this generation serves on")) {
+		if e.Level != "info" {
+			t.Errorf("that an order was followed is logged as %s: %s", e.Level, e.Reason)
+		}
 	}
 	s.settled(1, 2)
 	s.stop()

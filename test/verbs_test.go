@@ -67,7 +67,7 @@ func TestVerbs_WaitAsLongAsTheyAreTold(t *testing.T) {
 	}
 	s.upgraded(3)
 	s.becomes("serving", func(st control.Status) bool { return st.State == control.StateServing })
-	if v := s.verb("upgrade", "--timeout", "300ms").demand(t, 1); !strings.Contains(v.stderr, "it goes on") || len(s.out.find(completed(4))) > 0 {
+	if v := s.verb("upgrade", "--timeout", "300ms").demand(t, 4); !strings.Contains(v.stderr, "it goes on") || len(s.out.find(completed(4))) > 0 {
 		t.Errorf("the complaint is %q", v.stderr)
 	}
 	s.upgraded(4)

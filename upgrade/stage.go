@@ -42,8 +42,9 @@ type Seats struct {
 
 // StageError is why a Stage gives a generation up, with the last lines of whatever failed.
 type StageError struct {
-	Reason string
-	Tail   []string
+	Reason  string
+	Tail    []string
+	Ordered bool // somebody asked for it, and nothing failed
 }
 
 func (e *StageError) Error() string { return e.Reason }

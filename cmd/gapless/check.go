@@ -3,9 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"regexp"
+	"strconv"
+	"strings"
 	"time"
 
 	"gapless/internal/deadlines"
+	"gapless/lifecycle"
 
 	"github.com/alecthomas/kong"
 )
@@ -20,7 +24,8 @@ type checkCmd struct {
 
 // Help is shown after the flags.
 func (checkCmd) Help() string {
-	return "Prints the settings in the form of a configuration file. Exit status: 0 they are good; 2 they are not. What --for warns of does not change it."
+	return "Prints the settings in the form of a configuration file, and in comments what each worker would be. Nothing is started and no address opened. " +
+		"Exit status: 0 they are good; 1 this machine lacks what they name, such as the command; 2 they cannot be meant. What --for warns of does not change it."
 }
 
 // Run checks.
@@ -37,6 +42,11 @@ func (c *checkCmd) Run(r *result, kctx *kong.Context, stdout io.Writer, stderr e
 		*r = result{statusUsage, fmt.Errorf("--grace: of what? add --for kubernetes or --for systemd")}
 		return nil
 	}
+	plan, err := lifecycle.Check(cfg)
+	if err != nil {
+		*r = result{statusFailed, c.Flags.explain(err)}
+		return nil
+	}
 	if c.For != "" {
 		for _, w := range deadlines.Warnings(deadlines.Platform(c.For), limitsOf(cfg, kctx.Selected()), c.Grace) {
 			if _, err := fmt.Fprintf(stderr, "gapless: warning: %s\n", w); err != nil {
@@ -44,6 +54,42 @@ func (c *checkCmd) Run(r *result, kctx *kong.Context, stdout io.Writer, stderr e
 			}
 		}
 	}
-	_, err = io.WriteString(stdout, c.Flags.effective(kctx.Selected()))
+	_, err = io.WriteString(stdout, c.Flags.effective(kctx.Selected())+planText(plan))
 	return err
+}
+
+// planText says what each worker would be, in comments: what is known of a command has been added to it by then.
+func planText(p lifecycle.Plan) string {
+	var b strings.Builder
+	if p.Path == "" {
+		b.WriteString("# runs: the built-in app\n")
+	} else {
+		words := make([]string, len(p.Args))
+		for i, arg := range p.Args {
+			words[i] = shellWord(arg)
+		}
+		fmt.Fprintf(&b, "# runs: %s\n# program: %s\n", strings.Join(words, " "), printable(p.Path))
+	}
+	fmt.Fprintf(&b, "# in: %s\n", printable(p.Dir))
+	if p.UID != nil {
+		fmt.Fprintf(&b, "# uid: %d\n", *p.UID)
+	}
+	if p.GID != nil {
+		fmt.Fprintf(&b, "# gid: %d\n", *p.GID)
+	}
+	return b.String()
+}
+
+// bareWord is what a shell takes as it is; placeholders are left bare, too, as run and its users write them.
+var bareWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./{}-]+$`)
+
+// shellWord writes an argument as it would be typed, in one line.
+func shellWord(arg string) string {
+	if bareWord.MatchString(arg) {
+		return arg
+	}
+	if printable(arg) != arg {
+		return strconv.Quote(arg)
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }

@@ -39,8 +39,10 @@ type operation struct {
 	wait  waitFlags
 	name  string // in messages: "upgrade"
 	begun string // the answer with --no-wait
-	do    func(context.Context, *control.Client, func(control.Event)) (control.Result, error)
-	done  func(control.Result) string // the answer
+	// gentle says that a failure is no threat to what serves, and need not say what becomes of that.
+	gentle bool
+	do     func(context.Context, *control.Client, func(control.Event)) (control.Result, error)
+	done   func(control.Result) string // the answer
 }
 
 // run runs the verb: what happens goes to stderr, the answer to stdout.
@@ -99,6 +101,9 @@ func (o operation) refusal(got control.Result) error {
 		return fmt.Errorf("%s: busy: another operation is under way; nothing was begun: try again later", o.name)
 	case reason == "":
 		reason = "no reason was given; see the log of gapless"
+	}
+	if o.gentle {
+		return fmt.Errorf("%s failed: %s", o.name, reason)
 	}
 	return fmt.Errorf("%s failed, and what served before serves on: %s", o.name, reason)
 }

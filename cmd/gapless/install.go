@@ -82,7 +82,7 @@ func (c *uninstallCmd) Run(r *result, stdout io.Writer) error {
 // installing does something with an Installer, and prints what came of it; with dryRun, what would be done.
 func installing(r *result, verb string, user, dryRun bool, stdout io.Writer, do func(context.Context, *unit.Installer) (string, error)) error {
 	folder, err := unitFolder(os.Geteuid(), user, dryRun, os.Getenv)
-	if err == nil {
+	if err == nil && !dryRun {
 		_, err = exec.LookPath("systemctl")
 		if err != nil {
 			err = fmt.Errorf("%w: systemd does not run this machine; gapless unit prints the unit for one that it does", err)

@@ -183,7 +183,7 @@ func kindOf(t reflect.Type) configfile.Kind {
 }
 
 // named finds the flag at the beginning of an error.
-var named = regexp.MustCompile(`^--([a-z-]+): `)
+var named = regexp.MustCompile(`^--([a-z-]+)(?: [^:]*)?: `)
 
 // explain says where the setting that an error names comes from, if not from the command line.
 func (c *runCmd) explain(err error) error {

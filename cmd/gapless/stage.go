@@ -29,7 +29,7 @@ func (c *shiftCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
 		return nil
 	}
 	return operation{
-		flags: c.Client, wait: c.Wait, name: "shift", begun: "shift begun", done: stands,
+		flags: c.Client, wait: c.Wait, name: "shift", begun: "shift begun", gentle: true, done: stands,
 		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
 			return cl.Shift(ctx, control.ShiftRequest{Percent: c.Percent}, progress)
 		},
@@ -76,10 +76,11 @@ func (abortCmd) Help() string {
 
 // Run aborts.
 func (c *abortCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
+	var gone takenDown
 	return operation{
-		flags: c.Client, wait: c.Wait, name: "abort", begun: "abort begun", done: servesOn,
+		flags: c.Client, wait: c.Wait, name: "abort", begun: "abort begun", gentle: true, done: gone.answer,
 		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
-			return cl.Abort(ctx, control.AbortRequest{}, progress)
+			return cl.Abort(ctx, control.AbortRequest{}, gone.watch(progress))
 		},
 	}.run(r, stdout, stderr)
 }
@@ -97,10 +98,11 @@ func (rollbackCmd) Help() string {
 
 // Run rolls back.
 func (c *rollbackCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
+	var gone takenDown
 	return operation{
-		flags: c.Client, wait: c.Wait, name: "rollback", begun: "rollback begun", done: servesOn,
+		flags: c.Client, wait: c.Wait, name: "rollback", begun: "rollback begun", gentle: true, done: gone.answer,
 		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
-			return cl.Rollback(ctx, control.RollbackRequest{}, progress)
+			return cl.Rollback(ctx, control.RollbackRequest{}, gone.watch(progress))
 		},
 	}.run(r, stdout, stderr)
 }
@@ -120,8 +122,25 @@ func stands(got control.Result) string {
 	return fmt.Sprintf("generation %d is in charge after %s", got.Generation, took(got.TookSeconds))
 }
 
-func servesOn(got control.Result) string {
-	return fmt.Sprintf("generation %d serves on", got.Generation)
+// takenDown is the generation that an order to abort or to roll back ends; 0: not known yet.
+type takenDown int
+
+// watch keeps from a person that the upgrade was aborted: that was the order, and the answer says it.
+func (t *takenDown) watch(show func(control.Event)) func(control.Event) {
+	return func(e control.Event) {
+		if e.Kind == control.KindUpgrade && e.State == "aborted" {
+			*t = takenDown(e.Generation)
+			return
+		}
+		show(e)
+	}
+}
+
+func (t *takenDown) answer(got control.Result) string {
+	if *t == 0 {
+		return fmt.Sprintf("generation %d serves on", got.Generation)
+	}
+	return fmt.Sprintf("generation %d is aborted, and generation %d serves on", *t, got.Generation)
 }
 
 func checkKeep(d *time.Duration) error {

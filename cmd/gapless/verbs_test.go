@@ -88,6 +88,9 @@ func outcomes(name string) (*controltest.Fake, bool) {
 	case "window":
 		percent := 100
 		f.Outcome.State, f.Outcome.Percent = control.GenerationWindow, &percent
+	case "undone":
+		f.Outcome = control.Result{OK: true, Generation: 1}
+		f.Events = []control.Event{{Kind: control.KindUpgrade, State: "aborted", Generation: 2, Reason: "it was aborted by order"}}
 	case "busy":
 		f.Outcome, f.Err, f.Events = control.Result{}, control.ErrBusy, nil
 	case "no-master":

@@ -22,7 +22,8 @@ type Installer struct {
 	Systemctl Runner
 	// Step is told what is about to be done, one line each; nil: nobody is.
 	Step func(text string)
-	// DryRun leaves everything as it is: only Step is told, and nothing is asked of systemd but what there is.
+	// DryRun leaves everything as it is: only Step is told, and nothing is asked of systemd but what there is: if it does
+	// not answer, nothing is there.
 	DryRun bool
 }
 
@@ -184,6 +185,9 @@ type state struct {
 
 func (in *Installer) state(ctx context.Context, name string) (state, error) {
 	out, err := in.Systemctl(ctx, "show", "--property=FragmentPath,UnitFileState,ActiveState", name)
+	if err != nil && in.DryRun { // where no systemd runs, as in the build of an image, it knows of no unit
+		return state{}, nil
+	}
 	if err != nil {
 		return state{}, err
 	}
