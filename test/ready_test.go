@@ -3,11 +3,13 @@
 package test
 
 import (
+	"context"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -144,6 +146,42 @@ func TestReady_BrokenApplicationAtAnyStart(t *testing.T) {
 		eventually(t, patience, "there are two workers that are ready again", func() bool { return len(s.out.find(msg("Worker is ready"))) == ready+1 })
 		s.stop()
 	})
+}
+
+// A process that handles one connection at a time, and shares its queue with others that are as busy, is never seen to wait.
+// It counts as ready all the same.
+func TestReady_BusyFromTheStart(t *testing.T) {
+	t.Parallel()
+	s := prepare(t)
+	writeFile(t, filepath.Join(s.dir, "main.py"), "import time\n"+strings.Replace(wsgi, "start_response(", "time.sleep(0.05)\n    start_response(", 1))
+	s.run(options{flags: []string{"--accept", "shared"}, command: []string{installed(t, "gunicorn"), "main:app", "--log-level", "warning"}})
+	s.await("it serves", msg("Application startup complete"))
+	ctx, cancel := context.WithCancel(t.Context())
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	var busy sync.WaitGroup
+	for range 12 {
+		busy.Go(func() {
+			for ctx.Err() == nil {
+				r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr, nil)
+				if err != nil {
+					return
+				}
+				if resp, err := client.Do(r); err == nil { // the one that is killed loses its own
+					_ = resp.Body.Close()
+				}
+			}
+		})
+	}
+	ready := s.out.find(msg("Worker is ready"))
+	if err := syscall.Kill(ready[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, "its successor is ready", func() bool { return len(s.out.find(msg("Worker is ready"))) > len(ready) })
+	t.Logf("ready because %q", s.out.find(msg("Worker is ready"))[len(ready)].Reason)
+	cancel()
+	busy.Wait()
+	client.CloseIdleConnections()
+	s.stop()
 }
 
 // A worker that listens at an address of its own is told where it does, however many there are.

@@ -13,6 +13,9 @@ type adapterGiven struct {
 	early   bool // and was of a server that says so before it has loaded the application
 }
 
+// saidTooEarly is why a worker is still starting that has said READY=1.
+const saidTooEarly = "it said READY=1, and does not accept yet"
+
 // silence is why no adapter is in force in a worker that is ready and has not said a word of one.
 func (a *adapterGiven) silence() string {
 	switch {

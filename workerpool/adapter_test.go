@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"gapless/internal/channel"
 )
@@ -94,4 +95,33 @@ func TestPool_Adapter(t *testing.T) {
 			w.verify()
 		})
 	}
+}
+
+// Whoever says READY=1 too early is shown as such, and is not believed either where the kernel tells nothing.
+func TestPool_SaidTooEarly(t *testing.T) {
+	w := newWorld(t)
+	w.script = func(p *program) error { return p.speak() }
+	m := w.newMaster(1, func(c *Config) { c.Owns = func(_, sender int) bool { return sender == os.Getpid() } })
+	result := make(chan error, 1)
+	go func() { result <- m.Start(t.Context(), 1) }()
+	w.awaitEntry("state starting", 0, 0)
+	p := w.alive()[0]
+	p.notify("READY=1\nSTATUS=Gunicorn arbiter booted")
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(20 * time.Second); m.Workers()[0].Reason != saidTooEarly; {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("it is shown as %+v", m.Workers()[0])
+		}
+	}
+	w.mu.Lock()
+	p.blind = errors.New("may not look")
+	w.mu.Unlock()
+	if err := <-result; !errors.Is(err, ErrNoEvidence) {
+		t.Errorf("got %v, want %v", err, ErrNoEvidence)
+	}
+	m.end()
+	w.verify()
 }

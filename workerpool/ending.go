@@ -165,8 +165,8 @@ func (w *worker) elsewhere() string {
 	if len(at) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("worker %d listens on %s itself and not on the socket that it inherited: have it listen on descriptor {fd} "+
-		"(LISTEN_FDS) instead", w.snapshot().Slot, strings.Join(at, ", "))
+	return fmt.Sprintf("worker %d listens on %s itself and not on the socket that it inherited: have it take descriptor {fd} "+
+		"(LISTEN_FDS), and leave the address of its own out", w.snapshot().Slot, strings.Join(at, ", "))
 }
 
 // fail ends a worker that cannot become ready.

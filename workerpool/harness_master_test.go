@@ -95,8 +95,15 @@ func (k *kernel) Took(pid int, _ map[uint64]bool) bool {
 	return p != nil && p.busy
 }
 
-// Elsewhere sees nothing.
-func (*kernel) Elsewhere(int, map[uint64]bool) []string { return nil }
+// Elsewhere is what the prober sees of other sockets.
+func (k *kernel) Elsewhere(pid int, _ map[uint64]bool) []string {
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	if p := k.w.programs[pid]; p != nil {
+		return p.elsewhere
+	}
+	return nil
+}
 
 // handle is one master's hold on a program.
 type handle struct {

@@ -159,20 +159,21 @@ type program struct {
 	done   chan struct{}
 
 	// Guarded by the world's lock.
-	status  pidfd.Status
-	serving bool                                      // the prober sees it wait
-	blind   error                                     // the prober cannot see it
-	busy    bool                                      // it accepts connection after connection, and is never seen to wait
-	on      map[syscall.Signal]func(*program)         // what a signal does to it; no entry: nothing
-	members int                                       // of its group, beside itself
-	onGroup func(p *program, sig syscall.Signal)      // what a signal does to members whose leader is gone
-	ended   func(p *program)                          // called when it ends
-	holders int                                       // handles that are open
-	reaped  bool                                      // Status was asked for
-	ch      *channel.Conn                             // the worker's end, if the script called speak
-	stdout  *os.File                                  // likewise, of its output
-	signals map[syscall.Signal]int                    // that reached it
-	told    func(p *program, sig syscall.Signal) bool // see TestPool_Properties
+	status    pidfd.Status
+	serving   bool                                      // the prober sees it wait
+	blind     error                                     // the prober cannot see it
+	elsewhere []string                                  // where it listens with sockets of its own
+	busy      bool                                      // it accepts connection after connection, and is never seen to wait
+	on        map[syscall.Signal]func(*program)         // what a signal does to it; no entry: nothing
+	members   int                                       // of its group, beside itself
+	onGroup   func(p *program, sig syscall.Signal)      // what a signal does to members whose leader is gone
+	ended     func(p *program)                          // called when it ends
+	holders   int                                       // handles that are open
+	reaped    bool                                      // Status was asked for
+	ch        *channel.Conn                             // the worker's end, if the script called speak
+	stdout    *os.File                                  // likewise, of its output
+	signals   map[syscall.Signal]int                    // that reached it
+	told      func(p *program, sig syscall.Signal) bool // see TestPool_Properties
 }
 
 // exitOn makes the program exit with a status on a signal.

@@ -193,6 +193,14 @@ func (w *worker) hear(said any) bool {
 		w.mu.Unlock()
 	case notify.Message:
 		ready = m.Ready() && !w.given.waitsFor(m, w.pool.cfg.Readiness.Mode)
+		if m.Ready() && !ready && w.given.early {
+			w.mu.Lock()
+			if w.info.State == Starting {
+				w.info.Reason = saidTooEarly
+			}
+			w.mu.Unlock()
+			w.pool.log.Debug("Worker said READY=1 before its application is loaded", zap.Int("pid", w.proc.PID()))
+		}
 		if says, ok := m.Fields["STATUS"]; ok {
 			w.mu.Lock()
 			w.info.Says = says[:min(len(says), maxSays)]

@@ -75,6 +75,9 @@ func TestPool_StartFailures(t *testing.T) {
 		{name: "is never ready", want: []string{"worker 1 (pid ", "not ready in time", "starting after 30ms", "--ready", "{fd}"}, is: ErrNotReady, started: true,
 			config: func(c *Config) { c.StartTimeout = 30 * time.Millisecond },
 			script: func(*program) error { return nil }},
+		{name: "listens elsewhere", want: []string{"not ready in time", "worker 1 listens on 127.0.0.1:9000, [::1]:9000 itself and not on the socket that it inherited", "{fd}"}, is: ErrNotReady, started: true,
+			config: func(c *Config) { c.StartTimeout = 30 * time.Millisecond },
+			script: func(p *program) error { p.elsewhere = []string{"127.0.0.1:9000", "[::1]:9000"}; return nil }},
 		{name: "cannot be seen", want: []string{"readiness cannot be seen", "permission denied", "--ready"}, is: ErrNoEvidence, started: true,
 			script: func(p *program) error { p.blind = blind; return nil }},
 		{name: "is not admitted", want: []string{"give it new connections", "the kernel said no"}, started: true,
@@ -120,7 +123,12 @@ func TestPool_StartFailures(t *testing.T) {
 			n := 3
 			if tc.is == ErrNotReady { //nolint:errorlint // the others would fail likewise
 				n = 2
-				w.script = func(p *program) error { p.serving = p.slot != 1; return nil }
+				w.script = func(p *program) error {
+					if p.serving = p.slot != 1; p.serving {
+						return nil
+					}
+					return tc.script(p)
+				}
 			}
 			err := m.Start(t.Context(), n)
 			if err == nil {
@@ -336,4 +344,43 @@ func TestPool_NotReadyExactlyAtTheTimeout(t *testing.T) {
 		m.end()
 		w.verify()
 	})
+}
+
+// Of workers that listen at an address of their own all but one end, and it is the one that explains why.
+func TestPool_StartWhereAnotherListensElsewhere(t *testing.T) {
+	w := newWorld(t)
+	w.script = func(p *program) error {
+		if p.slot == 0 {
+			p.elsewhere = []string{"127.0.0.1:9000"}
+		}
+		return nil
+	}
+	m := w.newMaster(1, nil)
+	result := make(chan error, 1)
+	go func() { result <- m.Start(t.Context(), 2) }()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(20 * time.Second); len(m.Workers()) < 2; {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("there are not two workers")
+		}
+	}
+	w.mu.Lock()
+	for _, p := range w.programs {
+		if p.slot == 1 {
+			p.exit(exited3)
+		}
+	}
+	w.mu.Unlock()
+	err := <-result
+	if want := "exit status 3: worker 0 listens on 127.0.0.1:9000 itself and not on the socket"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q in it", err, want)
+	}
+	if e := (*StartError)(nil); !errors.As(err, &e) || e.Worker.Slot != 1 {
+		t.Errorf("%v does not name the worker that ended", err)
+	}
+	m.end()
+	w.verify()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"gapless/internal/pidfd"
@@ -84,7 +85,9 @@ func (p *Pool) explain(err error) error {
 	if e := (*StartError)(nil); !errors.As(err, &e) || e.Err != nil {
 		return err
 	}
-	for _, w := range p.all(func(i Info) bool { return i.State == Starting && i.Role == "" }) {
+	starting := p.all(func(i Info) bool { return i.State == Starting && i.Role == "" })
+	slices.SortFunc(starting, func(a, b *worker) int { return a.info.Slot - b.info.Slot })
+	for _, w := range starting {
 		if at := w.elsewhere(); at != "" {
 			return fmt.Errorf("%w: %s", err, at)
 		}
