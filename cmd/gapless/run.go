@@ -35,21 +35,21 @@ const (
 type runCmd struct {
 	Config string `placeholder:"FILE" help:"A YAML file with the same names; flags beat the environment, which beats the file. Read anew by every upgrade and reload."`
 
-	Workers string   `short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; auto: as many as there are usable CPUs."`
+	Workers string   `short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; default 1; auto: as many as there are usable CPUs."`
 	Host    string   `placeholder:"HOST" help:"With --port, short for one --listen; default 127.0.0.1."`
 	Port    *int     `placeholder:"PORT" help:"The port; default 8000, 0 lets the kernel choose."`
 	Listen  []string `placeholder:"[NAME=]ADDR" sep:"none" help:"Repeatable: :8000, 10.0.0.1:80, [::]:443, unix:/run/app.sock, or fd:NAME for a socket from systemd."`
 	Accept  string   `enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
 
-	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH."`
-	Adapter      string        `enum:"auto,off" default:"auto" help:"auto: servers that are known (uvicorn) get a file of ours that lets them hand their idle connections over; off: they do not."`
+	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH; default auto."`
+	Adapter      string        `enum:"auto,off" default:"auto" help:"auto: servers that are known (uvicorn, node) get a file of ours that lets them hand their idle connections over; off: they do not."`
 	Settle       time.Duration `default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
 	StartTimeout time.Duration `default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
 	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
 	DrainExtra   time.Duration `default:"0s" help:"What a worker that knows gapless may take beyond it while bytes still move."`
 	CloseSpread  time.Duration `default:"0s" help:"The time before the end of a drain over which such a worker spreads the closing of its WebSockets."`
 	Keep         time.Duration `default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
-	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain."`
+	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain; default TERM."`
 
 	LameDuck time.Duration `default:"0s" help:"After TERM or INT: not ready any more by --health, but serving on for so long before the drain."`
 	Health   string        `placeholder:"ADDR" help:"Where /livez and /readyz are answered, such as :8081."`
@@ -62,7 +62,7 @@ type runCmd struct {
 
 	MaxWorkerMemory   string        `placeholder:"SIZE" help:"A worker that occupies more is replaced: 512MiB, 2GB, or bytes."`
 	MaxWorkerLifetime time.Duration `default:"0s" help:"A worker that is older is replaced, spread by a tenth; 0: no limit."`
-	Surge             int           `default:"1" placeholder:"N" help:"Extra workers at a time during a reload."`
+	Surge             int           `default:"1" placeholder:"N" help:"Extra workers at a time during a reload; default 1."`
 	Probation         time.Duration `default:"60s" help:"A release whose workers die sooner is reported as bad."`
 	Watchdog          time.Duration `default:"0s" help:"A worker that is silent (once it has sent WATCHDOG=1) or accepts no connection for so long is replaced; 0: never."`
 
@@ -88,8 +88,12 @@ type runCmd struct {
 func (runCmd) Help() string {
 	return `Signals to the parent: USR2 upgrades, TERM and INT drain and end, a second one or QUIT ends at once.
 
-Examples: gapless run -w 4 main.py (a FastAPI application, under uvicorn), gapless run -w 4 server.js,
-gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}`
+Examples:
+
+  gapless run -w 4 main.py      (a FastAPI application, under uvicorn)
+  gapless run -w 4 server.js    (under node)
+  gapless run -w 4 --port 8000 -- uvicorn main:app --fd {fd}
+  gapless run --config gapless.yaml`
 }
 
 // Run runs as the parent, or as the master that a parent or another master has started.

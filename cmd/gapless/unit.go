@@ -70,6 +70,9 @@ func (u *unitFlags) files(c *runCmd, node *kong.Node) ([]unit.File, unit.Setting
 		return nil, unit.Settings{}, &result{statusUsage, err}
 	}
 	s, err := u.settings(c, node)
+	if errors.Is(err, exec.ErrNotFound) { // it is written well, and not here
+		return nil, unit.Settings{}, &result{statusFailed, err}
+	}
 	if err != nil {
 		return usage(c.explain(err))
 	}
