@@ -3,7 +3,11 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,6 +95,130 @@ func TestStageKills_Masters(t *testing.T) {
 				})
 				r.untouched(t, p)
 				s.stop()
+			})
+		}
+	}
+}
+
+// parentPhases are where a generation beside the one in charge may be when the parent dies.
+var parentPhases = []struct {
+	name string
+	to   func(s *server)
+}{
+	{"while it starts", func(s *server) {
+		s.verbLater("upgrade", "--stage")
+		s.masterOf(2)
+	}},
+	phases[0],
+	{"with half", func(s *server) {
+		s.verb("upgrade", "--stage").demand(s.t, 0)
+		s.verb("shift", "50").demand(s.t, 0)
+	}},
+	phases[3],
+	{"while it is promoted", func(s *server) {
+		s.verb("upgrade", "--stage").demand(s.t, 0)
+		s.verbLater("promote")
+		pause(rand.N(slower(40 * time.Millisecond)))
+	}},
+	{"while it is aborted", func(s *server) {
+		s.verb("upgrade", "--stage").demand(s.t, 0)
+		s.verb("shift", "50").demand(s.t, 0)
+		s.verbLater("abort")
+		pause(rand.N(slower(40 * time.Millisecond)))
+	}},
+	{"while it is rolled back", func(s *server) {
+		s.verb("upgrade", "--keep", "1h").demand(s.t, 0)
+		s.verbLater("rollback")
+		pause(rand.N(slower(40 * time.Millisecond)))
+	}},
+}
+
+// A killed parent takes both generations with it, in order: within two seconds nobody answers, what was under way is
+// finished by whoever had it, nothing is left, and a fresh start serves at once. If all masters die with it, there is nobody to
+// shut the address down but the workers, which end by themselves.
+func TestStageKills_Parent(t *testing.T) {
+	for _, victims := range []string{"the parent", "the parent and the staged master", "the parent and both masters"} {
+		for _, phase := range parentPhases {
+			if !soak && victims != "the parent" && phase.name != "with half" {
+				continue
+			}
+			for i := range counted(1, 5) {
+				t.Run(fmt.Sprintf("%s %s %d", victims, phase.name, i), func(t *testing.T) {
+					t.Parallel()
+					s := start(t, options{})
+					slow := s.ask("/slow?ms=3000")
+					s.inFlight(slow)
+					phase.to(s)
+					masters := s.masters()
+					kill(s.pid())
+					for _, m := range masters {
+						if victims == "the parent and both masters" || victims == "the parent and the staged master" && m.PID != s.first {
+							kill(m.PID)
+						}
+					}
+					<-s.exited
+					died := time.Now()
+					eventually(t, patience, "nobody answers", func() bool { return !serves(s.addr) })
+					if took := time.Since(died); took > slower(2*time.Second) {
+						t.Errorf("somebody answered for %v", took)
+					}
+					eventually(t, patience, "the address is free", func() bool {
+						c, err := net.DialTimeout("tcp", s.addr, time.Second)
+						if err == nil {
+							_ = c.Close()
+						}
+						return errors.Is(err, syscall.ECONNREFUSED)
+					})
+					_, port, _ := net.SplitHostPort(s.addr)
+					next := start(t, options{flags: []string{"--listen", "127.0.0.1:" + port}})
+					next.addr = s.addr
+					next.get("/").generation(1)
+					if r := slow.answer(t); r.status != http.StatusOK {
+						t.Errorf("what was under way got status %d", r.status)
+					}
+					eventually(t, patience, "the old ones have ended", func() bool { return len(leftovers(s.mark)) == 0 })
+					next.stop()
+				})
+			}
+		}
+	}
+}
+
+// Masters that die while it is being decided who serves: one generation has everything, nothing of the other is left, and the
+// status tells which. No client notices, as no worker dies before it has drained.
+func TestStageKills_MastersAtATurn(t *testing.T) {
+	for n, victims := range []string{"the staged master", "the master in charge", "both masters"} {
+		for i, phase := range parentPhases[len(parentPhases)-3:] {
+			if !soak && i != n {
+				continue
+			}
+			t.Run(victims+" "+phase.name, func(t *testing.T) {
+				for range counted(1, 5) {
+					s := start(t, options{})
+					p := stageLoad(s, true)
+					p.streams[0].Rate /= 2
+					r := p.under(t, 1, func(int) {
+						phase.to(s)
+						masters := s.masters() // one of them, if it is over already
+						for _, m := range masters {
+							if victims == "both masters" || (m.PID == s.first) == (victims == "the master in charge") {
+								kill(m.PID)
+							}
+						}
+						st := s.becomes("one generation alone serves", func(st control.Status) bool {
+							return len(st.Generations) == 1 && st.Staged == nil && (st.State == control.StateServing || st.State == control.StateDegraded) &&
+								inState(own(st), "ready") == 2
+						})
+						generation := st.Generations[0].Generation
+						s.settled(generation, 2)
+						s.gets(generation, 100)
+						s.truth(s.status())
+						s.verb("upgrade", "--keep", "0s").demand(t, 0)
+						s.settled(3, 2)
+					})
+					r.untouched(t, p)
+					s.stop()
+				}
 			})
 		}
 	}
