@@ -159,7 +159,9 @@ func TestServe_ProgramShutsDownWithARequestInFlight(t *testing.T) {
 func TestServe_ProgramShutsDownWithParkedConnections(t *testing.T) {
 	p, _, queue, _, done := worker(t)
 	clients := []net.Conn{sendConn(t, queue, ""), sendConn(t, queue, "GE")}
+	p.mu.Lock()
 	s := p.servers[0]
+	p.mu.Unlock()
 	until(t, "they have come", func() bool { return s.count() == len(clients) })
 	if err := s.srv.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)

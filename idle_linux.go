@@ -93,17 +93,17 @@ func (i *idleSet) control(op, fd int) (err error) {
 	return errors.Join(cerr, err)
 }
 
-// take takes the connection of that descriptor out; nil if it is not there.
-func (i *idleSet) take(fd int) *handoff.Conn {
-	c, ok := i.conns[fd]
-	if !ok {
-		return nil
-	}
+// take takes the connection of that descriptor out, which must be there.
+func (i *idleSet) take(fd int) idleConn {
+	c := i.conns[fd]
 	// Closing would not do it: the process that the connection comes from may have it open for another moment.
 	_ = i.control(unix.EPOLL_CTL_DEL, fd)
 	delete(i.conns, fd)
-	return c.h
+	return c
 }
+
+// end takes the connection of that descriptor out and closes it.
+func (i *idleSet) end(fd int) { _ = i.take(fd).h.Close() }
 
 // loop gives the server the connections that have become active, and closes those that were idle for too long.
 func (i *idleSet) loop() {
@@ -120,28 +120,48 @@ func (i *idleSet) loop() {
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			n = 0
 		}
-		var active []*handoff.Conn
+		var active, back []idleConn
 		i.mu.Lock()
 		for _, e := range events[:max(n, 0)] {
-			if h := i.take(int(e.Fd)); h != nil {
-				active = append(active, h)
+			if _, ok := i.conns[int(e.Fd)]; ok {
+				active = append(active, i.take(int(e.Fd)))
 			}
 		}
 		i.active = len(active)
 		i.expire()
-		end := i.last && len(i.conns) == 0
 		i.mu.Unlock()
-		for _, h := range active {
-			_ = i.s.adopt(h)
+		for _, c := range active {
+			if !i.s.adopt(c.h) {
+				back = append(back, c)
+			}
 		}
 		i.mu.Lock()
+		for _, c := range back {
+			i.putBack(c)
+		}
 		i.active = 0
+		end := i.last && len(i.conns) == 0
 		i.mu.Unlock()
 		if end {
 			_ = i.ep.Close()
 			return
 		}
+		if len(back) > 0 {
+			pause(i.s.dead, shortPause)
+		}
 	}
+}
+
+// shortPause is how long the connections wait that have become active while there are no descriptors.
+const shortPause = 20 * time.Millisecond
+
+// putBack keeps a connection that the server cannot take at present. It is active still, so it is soon tried again.
+func (i *idleSet) putBack(c idleConn) {
+	if closed(i.s.dead) || i.control(unix.EPOLL_CTL_ADD, c.h.FD()) != nil {
+		_ = c.h.Close()
+		return
+	}
+	i.conns[c.h.FD()] = c
 }
 
 // expire closes what has been idle for too long, and has the loop woken when the next one will be.
@@ -155,7 +175,7 @@ func (i *idleSet) expire() {
 				next = first.end
 				break
 			}
-			_ = i.take(first.fd).Close()
+			i.end(first.fd)
 		}
 		i.queue = i.queue[1:]
 	}
@@ -196,13 +216,13 @@ func (i *idleSet) leave() int {
 			if !ok {
 				break // the next look at all connections tries again
 			}
-			_ = i.take(fd).Close()
+			i.end(fd)
 		}
 	case modeEnding:
 		for fd := range i.conns {
 			var one [1]byte
 			if _, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); errors.Is(err, unix.EAGAIN) {
-				_ = i.take(fd).Close()
+				i.end(fd)
 			}
 		}
 	}
@@ -218,7 +238,7 @@ func (i *idleSet) close() {
 	defer i.mu.Unlock()
 	i.last = true
 	for fd := range i.conns {
-		_ = i.take(fd).Close()
+		i.end(fd)
 	}
 	i.wake()
 }

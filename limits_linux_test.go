@@ -190,3 +190,33 @@ func TestHandoff_ShortOfDescriptors(t *testing.T) {
 		t.Errorf("answered by %v", by)
 	}
 }
+
+// A connection that has moved and becomes active while there is no descriptor waits for one, as it would have had one where
+// it was accepted.
+func TestIdleSet_ShortOfDescriptors(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	const n = 25
+	limitFiles(t, 8*n)
+	f := newFleet(t, echoing)
+	as := askersOf(t, f, n)
+	f.upgrade()
+	until(t, "all connections have moved", func() bool { return f.cur.connections() == n })
+
+	limitFiles(t, 8) // nothing can be opened: those below are in use
+	answers, all := askEach(t, as)
+	select {
+	case g := <-answers:
+		t.Errorf("answered by generation %s, with what descriptor?", g)
+	case <-time.After(5 * shortPause):
+	}
+	limitFiles(t, 8*n)
+	all.Wait()
+	if t.Failed() {
+		return
+	}
+	if by := askAll(t, as); by["2"] != n {
+		t.Errorf("answered by %v", by)
+	}
+}

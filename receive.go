@@ -85,10 +85,10 @@ func (p *process) place(h *handoff.Conn) {
 	defer p.mu.Unlock()
 	for _, s := range p.servers {
 		if s.name == h.Listener && !s.tls {
-			if len(h.Pending) > 0 || !s.idle.keep(h) {
-				_ = s.adopt(h)
+			if (len(h.Pending) == 0 && s.idle.keep(h)) || s.adopt(h) {
+				return
 			}
-			return
+			break // headroom was wrong: somebody has taken all descriptors since
 		}
 	}
 	_ = h.Close()

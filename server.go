@@ -199,21 +199,27 @@ func (s *server) snapshot() []*conn {
 }
 
 // adopt takes a connection that came through the queue: it is the server's at
-// once, and net/http's when its next request begins.
-func (s *server) adopt(h *handoff.Conn) error {
+// once, and net/http's when its next request begins. Where the process is short
+// of descriptors it reports false, and the connection is still the caller's.
+func (s *server) adopt(h *handoff.Conn) bool {
 	nc, err := h.NetConn()
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) {
+		return false
+	}
 	if err != nil {
-		return err
+		_ = h.Close()
+		return true
 	}
 	if nc.RemoteAddr() == nil {
 		// It was reset on the way. net/http and the program's hooks rely on an address, as an accepted connection always has
 		// one, and an answer would reach nobody.
-		return nc.Close()
+		_ = nc.Close()
+		return true
 	}
 	c, err := newConn(s, nc, s.tls)
 	if err != nil {
 		_ = nc.Close()
-		return err
+		return true
 	}
 	c.buf, c.parked = h.Pending, true
 	s.add(c)
@@ -228,7 +234,7 @@ func (s *server) adopt(h *handoff.Conn) error {
 			_ = c.Close()
 		}
 	})
-	return nil
+	return true
 }
 
 // endParked ends the connections that net/http has not got.

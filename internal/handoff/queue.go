@@ -103,18 +103,24 @@ type Conn struct {
 func (c *Conn) FD() int { return c.fd }
 
 // NetConn makes a connection for the runtime poller of the socket, not yet
-// with the pending bytes. Conn needs no Close after it, whether it fails or not.
+// with the pending bytes. c needs no Close then. That takes descriptors for a
+// moment: after an error (EMFILE, for one) c is as it was, and may be asked
+// again.
 func (c *Conn) NetConn() (net.Conn, error) {
-	f := os.NewFile(uintptr(c.fd), "handoff-conn")
-	c.fd = -1 // f's from here on
-	if f == nil {
+	if c.fd < 0 {
 		return nil, fmt.Errorf("take over a connection: %w", os.ErrClosed)
 	}
-	defer f.Close()
-	nc, err := net.FileConn(f)
+	// Package net takes no descriptor over, it duplicates that of a file, which closes its own: so that has another one.
+	f, err := seqpacket.DupFD(c.fd, "handoff-conn")
 	if err != nil {
 		return nil, fmt.Errorf("take over a connection: %w", err)
 	}
+	nc, err := net.FileConn(f)
+	_ = f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("take over a connection: %w", err)
+	}
+	_ = c.Close()
 	return nc, nil
 }
 

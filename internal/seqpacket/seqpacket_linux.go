@@ -34,13 +34,20 @@ func Pair(sndbuf int) (a, b *os.File, err error) {
 
 // DupRaw is Dup for anything that has a raw connection, such as a net.Conn.
 func DupRaw(rc syscall.RawConn, name string) (*os.File, error) {
-	var dup int
+	var f *os.File
 	var derr error
-	err := rc.Control(func(fd uintptr) {
-		dup, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
-	})
-	if err = errors.Join(err, os.NewSyscallError("fcntl", derr)); err != nil {
+	err := rc.Control(func(fd uintptr) { f, derr = DupFD(int(fd), name) })
+	if err != nil {
 		return nil, err
+	}
+	return f, derr
+}
+
+// DupFD is Dup for a bare descriptor.
+func DupFD(fd int, name string) (*os.File, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
 	}
 	if err := unix.SetNonblock(dup, true); err != nil {
 		_ = unix.Close(dup)

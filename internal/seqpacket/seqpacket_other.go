@@ -13,6 +13,9 @@ func Pair(int) (a, b *os.File, err error) { return nil, nil, ErrNotSupported }
 // DupRaw duplicates a descriptor on Linux.
 func DupRaw(syscall.RawConn, string) (*os.File, error) { return nil, ErrNotSupported }
 
+// DupFD duplicates a descriptor on Linux.
+func DupFD(int, string) (*os.File, error) { return nil, ErrNotSupported }
+
 func checkType(syscall.RawConn) error { return ErrNotSupported }
 
 // Send sends a packet on Linux.
