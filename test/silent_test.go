@@ -50,7 +50,7 @@ func TestForeign_NewConnectionPerRequest(t *testing.T) {
 		t.Run(program, func(t *testing.T) {
 			s := threaded(t, program)
 			const rate = 250
-			upgrades := counted(3, 20)
+			upgrades := counted(3, 10)
 			requests := counted(500, 20_000)
 			p := plan{addr: s.addr, tail: time.Second, streams: []load.Stream{
 				{Kind: load.NewConn, Connections: 8, Rate: rate, Method: http.MethodPost, Body: 50},
