@@ -46,6 +46,7 @@ type Config struct {
 	NoFile      uint64   // 0: as many as are allowed
 	EnvFiles    []string // read anew by each upgrade and reload
 	Umask       *int
+	Blocking    bool // the workers' sockets block in accept(2), for a command that knows no other way
 
 	LogPrefix bool // each line of a worker with its slot and generation before it
 	PIDFile   string

@@ -285,7 +285,7 @@ type account struct {
 // record is how this launcher's workers are started.
 func (l *launcher) record() recipeRecord {
 	return recipeRecord{Dir: l.release.dirName, Path: l.release.path, Argv: l.release.argv, Env: l.env, UID: l.ids.uid, GID: l.ids.gid,
-		Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile, Adapter: l.inject.mode()}
+		Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile, Blocking: l.blocking, Adapter: l.inject.mode()}
 }
 
 // launcher rebuilds one from what was recorded.
@@ -303,7 +303,7 @@ func (r recipeRecord) launcher(files []*os.File) (*launcher, error) {
 		}
 		rel.id = id
 	}
-	return &launcher{release: rel, env: r.Env, ids: credentials{uid: r.UID, gid: r.GID, groups: r.Groups}, umask: r.Umask, nofile: r.NoFile}, nil
+	return &launcher{release: rel, env: r.Env, ids: credentials{uid: r.UID, gid: r.GID, groups: r.Groups}, umask: r.Umask, nofile: r.NoFile, blocking: r.Blocking}, nil
 }
 
 // firstLedger is the ledger of a master that is about to take charge: what it has, and what it has been left.

@@ -51,6 +51,7 @@ type launcher struct {
 	inject     *injection // nil: no adapter is known for the command
 	ids        credentials
 	umask      *int
+	blocking   bool
 	crowded    func() bool // whether there are more workers than CPUs; nil: no
 }
 
@@ -110,7 +111,7 @@ func (l *launcher) launch(slot int, sockets []workerpool.Socket) (workerpool.Lau
 		Path: l.release.path, Exe: l.release.replacement(), Args: argv, Dir: l.release.dir,
 		Env: append(l.env[:len(l.env):len(l.env)], "GAPLESS_WORKER="+strconv.Itoa(slot),
 			"GAPLESS_GENERATION="+strconv.Itoa(l.generation), "GAPLESS_REVISION="+strconv.Itoa(l.revision)),
-		UID: l.ids.uid, GID: l.ids.gid, Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile,
+		UID: l.ids.uid, GID: l.ids.gid, Groups: l.ids.groups, Umask: l.umask, NoFile: l.nofile, Blocking: l.blocking,
 	}
 	if l.crowded != nil && l.crowded() && !slices.ContainsFunc(l.env, func(kv string) bool { return strings.HasPrefix(kv, goProcs+"=") }) {
 		launch.Env = append(launch.Env, goProcs+"=1")

@@ -54,6 +54,8 @@ type recipeRecord struct {
 	Umask  *int     `json:"umask,omitempty"`
 	NoFile uint64   `json:"nofile,omitempty"`
 
+	Blocking bool `json:"blocking,omitempty"`
+
 	Adapter string `json:"adapter,omitempty"` // as in Config
 }
 

@@ -126,7 +126,7 @@ func (m *master) resolve(cfg Config, revision int) (*launcher, error) {
 		return nil, err
 	}
 	l := &launcher{release: rel, env: workerEnviron(environ, rel.dirName), generation: m.generation, revision: revision,
-		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile, crowded: m.crowded}
+		handoff: m.queues.own.recv, tickets: m.tickets.f, ids: ids, umask: cfg.Umask, nofile: cfg.NoFile, blocking: cfg.Blocking, crowded: m.crowded}
 	l.inject = newInjection(cfg.Adapter, rel, ids, m.log)
 	m.facts.Store(&facts{Generation: m.generation, Revision: revision, MasterPID: os.Getpid(), Began: m.began,
 		ReleaseDir: rel.dirName, Command: cfg.Command, Binary: ownBinary(), Version: cfg.Version})

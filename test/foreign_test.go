@@ -95,6 +95,9 @@ func foreign(t *testing.T, program string, o options) *server {
 		o.flags = append(o.flags, "--listen", s.addr)
 		writeFile(t, filepath.Join(s.dir, "config.ru"), rack)
 		o.command = []string{path, "-q", "-e", "production", "-t", "4:4", "-b", "tcp://" + s.addr, "config.ru"}
+	case "hypercorn": // by the table of known commands
+		writeFile(t, filepath.Join(s.dir, "main.py"), asgi)
+		o.command = []string{path, "main:app", "--log-level", "warning"}
 	case "gunicorn":
 		writeFile(t, filepath.Join(s.dir, "main.py"), wsgi)
 		o.command = []string{path, "main:app", "--log-level", "warning"}
@@ -106,7 +109,7 @@ func foreign(t *testing.T, program string, o options) *server {
 
 // New connections are never refused, and never reset before they were accepted, whatever the server.
 func TestForeign_NewConnectionsOverUpgrades(t *testing.T) {
-	for _, program := range []string{"uvicorn", "node", "gunicorn", "puma"} {
+	for _, program := range []string{"uvicorn", "node", "gunicorn", "puma", "hypercorn"} {
 		t.Run(program, func(t *testing.T) {
 			s := foreign(t, program, options{flags: []string{"--accept", "steered"}})
 			streams := []load.Stream{

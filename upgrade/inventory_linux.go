@@ -358,11 +358,19 @@ func socketInode(file *os.File) (uint64, error) {
 	return st.Ino, nil
 }
 
-// prepareInherited puts a lane that came from another process in order: close-on-exec is lost on the way, and
-// O_NONBLOCK, which belongs to all holders together, may have been cleared by any of them.
+// prepareInherited puts a socket in order that no worker has had yet. O_NONBLOCK belongs to all holders together: once a
+// worker has a lane it is set as that worker wants it.
 func prepareInherited(file *os.File) error {
 	return withFd(file, func(fd int) error {
 		unix.CloseOnExec(fd)
 		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	})
+}
+
+// closeOnExec marks a lane that came from another process: the mark is lost on the way.
+func closeOnExec(file *os.File) error {
+	return withFd(file, func(fd int) error {
+		unix.CloseOnExec(fd)
+		return nil
 	})
 }

@@ -27,6 +27,7 @@ func (inv *Inventory) open(*group) ([]*os.File, error) { return nil, errNoListen
 func openSibling(Address, *os.File) (*os.File, error)  { return nil, errNoListen }
 func socketInode(*os.File) (uint64, error)             { return 0, errNoListen }
 func prepareInherited(*os.File) error                  { return errNoListen }
+func closeOnExec(*os.File) error                       { return errNoListen }
 func boundAddress(addr Address, _ *os.File) Address    { return addr }
 func fileInode(string) uint64                          { return 0 }
 func attach(*os.File, []bpf.RawInstruction) error      { return errNoListen }

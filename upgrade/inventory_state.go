@@ -145,7 +145,7 @@ func (inv *Inventory) adopt(l *Lane, fresh bool) error {
 	if inode != l.inode {
 		return fmt.Errorf("the descriptor of %s is socket %d instead of %d", l.name, inode, l.inode)
 	}
-	if err := prepareInherited(l.file); err != nil {
+	if err := closeOnExec(l.file); err != nil {
 		return fmt.Errorf("descriptor of %s: %w", l.name, err)
 	}
 	if fresh {

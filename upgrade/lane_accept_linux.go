@@ -12,6 +12,9 @@ import (
 func (l *Lane) Accept() (*os.File, error) {
 	var conn *os.File
 	err := withFd(l.file, func(fd int) error {
+		if err := unix.SetNonblock(fd, true); err != nil { // the worker that it had may have cleared it
+			return err
+		}
 		for {
 			n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 			switch {

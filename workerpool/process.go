@@ -91,6 +91,7 @@ type Launch struct {
 	Umask    *int
 	NoFile   uint64        // limit on open files; 0: as many as are allowed
 	Watchdog time.Duration // for WATCHDOG_USEC; 0: none
+	Blocking bool          // the sockets block in accept(2)
 
 	Adapter Adapter
 }

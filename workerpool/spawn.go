@@ -28,7 +28,7 @@ func (s ExecSpawner) Spawn(l Launch) (Process, error) {
 		self = "/proc/self/exe"
 	}
 	step := execstep.Step{Path: l.Path, ByFD: l.Exe != nil, UID: l.UID, GID: l.GID, Groups: l.Groups, Umask: l.Umask,
-		NoFile: l.NoFile, Watchdog: l.Watchdog}
+		NoFile: l.NoFile, Watchdog: l.Watchdog, Blocking: l.Blocking}
 	stdin, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, fmt.Errorf("standard input of a worker: %w", err)

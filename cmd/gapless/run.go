@@ -277,7 +277,7 @@ func (c *runCmd) complete(cfg *lifecycle.Config) error {
 	if err != nil {
 		return err
 	}
-	cfg.Command, cfg.Notes = cmd.Args, cmd.Notes
+	cfg.Command, cfg.Notes, cfg.Blocking = cmd.Args, cmd.Notes, cmd.Blocking
 	if cmd.StopSignal != "" && c.StopSignal == "TERM" {
 		cfg.StopSignal = unix.SignalNum("SIG" + cmd.StopSignal)
 	}

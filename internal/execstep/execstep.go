@@ -53,6 +53,8 @@ type Step struct {
 	Umask *int `json:"umask,omitempty"`
 	// NoFile is its soft limit on open files; 0: the hard one.
 	NoFile uint64 `json:"nofile,omitempty"`
+	// Blocking has the sockets block in accept(2), for a command that knows no other way.
+	Blocking bool `json:"blocking,omitempty"`
 	// Watchdog is how often it must say WATCHDOG=1; 0: never.
 	Watchdog time.Duration `json:"watchdog,omitempty"`
 }

@@ -93,6 +93,12 @@ func (s Step) surroundings(dir int) error {
 	if err := unix.Fchdir(dir); err != nil {
 		return fmt.Errorf("change to the working directory: %w", err)
 	}
+	// This belongs to all holders of a socket together, and any of them may have changed it.
+	for i := range s.Names {
+		if err := unix.SetNonblock(FirstFD+i, !s.Blocking); err != nil {
+			return fmt.Errorf("set whether socket %s blocks: %w", s.Names[i], err)
+		}
+	}
 	// Go raised its own soft limit and would give the command the one that the parent was started with. A server
 	// wants what is allowed; setting it through package syscall tells Go to leave it.
 	var lim syscall.Rlimit

@@ -21,6 +21,7 @@ type Note struct{ Label, Text string }
 type Command struct {
 	Args       []string
 	Notes      []Note
+	Blocking   bool   // it must be given sockets that block in accept(2)
 	StopSignal string // what has the server finish what it has begun, where that is not TERM
 }
 
@@ -31,10 +32,13 @@ type server struct {
 	// the command. nil: it finds the socket by LISTEN_FDS.
 	takes   func(args []string, addr string) (more, env []string)
 	options []option
+	blocks  bool   // it takes a socket that does not block for a broken one
 	stop    string // the signal for a graceful end; "": TERM
 	// early is the STATUS= that comes with a READY=1 from before the application is loaded; "": it does not say so too
 	// early. With the option eager it loads the application first.
 	early, eager string
+	// looks tells what else there is to know of it where it is to serve addr, or why it cannot; dir is where it will run. May be nil.
+	looks func(args []string, dir, addr string) ([]Note, error)
 }
 
 // option is one that the server must not be given.
@@ -124,25 +128,15 @@ var servers = []server{
 			{names: []string{"-p", "--port"}, instead: usePort},
 		},
 	},
-	{
-		// It does not know LISTEN_FDS but the list that it passes on to itself when it starts anew: address=descriptor.
-		names: []string{"php-fpm", "php-fpm7.4", "php-fpm8.1", "php-fpm8.2", "php-fpm8.3", "php-fpm8.4"},
-		takes: func(args []string, addr string) (more, env []string) {
-			if !has(args, "-F", "--nodaemonize") {
-				more = []string{"-F"}
-			}
-			return more, []string{"FPM_SOCKETS=" + addr + "={fd}"}
-		},
-		options: []option{{names: []string{"-D", "--daemonize"}, bare: true, instead: useFront}},
-		stop:    "QUIT", // TERM cuts its requests off
-	},
+	phpFPM,
 }
 
 // wrappers run the command that follows them.
 var wrappers = []string{"env", "nice", "poetry", "pipenv", "uv", "pdm", "hatch", "rye", "bundle", "run", "exec"}
 
 // Complete returns the command with what its server needs to take the socket of addr (as HOST:PORT or a path), and what
-// there is to tell of it. dir is where it will run. Its errors match ErrOption or ErrNoApp and name what to write instead.
+// there is to tell of it. dir is where it will run. Its errors match ErrOption, ErrUnix or ErrNoApp and name what to write
+// instead.
 func Complete(command []string, dir, addr string, getenv func(string) string) (Command, error) {
 	c, err := expand(command, dir, getenv)
 	if err != nil {
@@ -162,7 +156,14 @@ func Complete(command []string, dir, addr string, getenv func(string) string) (C
 			return Command{}, fmt.Errorf("%w: %s %s: %s", ErrOption, name, strings.TrimSpace(flag+" "+value), text)
 		}
 	}
-	c.StopSignal = s.stop
+	if s.looks != nil {
+		notes, err := s.looks(args, dir, addr)
+		if err != nil {
+			return Command{}, err
+		}
+		c.Notes = append(c.Notes, notes...)
+	}
+	c.StopSignal, c.Blocking = s.stop, s.blocks
 	if s.takes != nil {
 		more, env := s.takes(args, addr)
 		c.Args = append(slices.Clone(c.Args), more...)

@@ -87,6 +87,26 @@ func TestComplete_NamesWhatToWriteInstead(t *testing.T) {
 	}
 }
 
+func TestComplete_PHP(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/waits.conf", "[global]\nprocess_control_timeout = 10s\n", 0o644)
+	write(t, dir+"/cuts.conf", "[global]\n;process_control_timeout = 10s\n", 0o644)
+	write(t, dir+"/zero.conf", "[global]\nprocess_control_timeout = 0\n", 0o644)
+	for command, notes := range map[string]int{
+		"php-fpm": 0, "php-fpm -y waits.conf": 0, "php-fpm -y cuts.conf": 1, "php-fpm --fpm-config=" + dir + "/zero.conf": 1, "php-fpm -y none.conf": 0,
+	} {
+		c, err := Complete(strings.Fields(command), dir, "127.0.0.1:9000", none)
+		if err != nil || len(c.Notes) != notes || c.StopSignal != "QUIT" || !c.Blocking {
+			t.Errorf("%s: got %+v, %v, want %d notes", command, c, err, notes)
+		}
+	}
+	for _, addr := range []string{"/run/php.sock", "@php"} {
+		if _, err := Complete([]string{"php-fpm"}, dir, addr, none); !errors.Is(err, ErrUnix) || !strings.Contains(err.Error(), "--port PORT") {
+			t.Errorf("%s: got %v", addr, err)
+		}
+	}
+}
+
 func write(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

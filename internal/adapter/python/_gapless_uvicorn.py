@@ -89,6 +89,7 @@ class Adapter:
         self.moving: set[Any] = set()  # connections on their way in
         self.receiving = False
         self.checked, self.may_take = 0.0, 0  # when there was room, and for how many more that counts
+        self.deferred = 0  # how often in a row what waits was left to other workers
         self.drain: Drain | None = None
 
     def listening(self, sockets: Any, given: dict[int, tuple[str, int]]) -> dict[str, Any]:
@@ -204,12 +205,22 @@ class Adapter:
 
     def on_queue(self) -> None:
         for _ in range(8):  # other workers may take the rest
-            if not self.has_room():
+            if not self.has_room() or self.left_to_others():
                 self.receive_off()
                 self.loop.call_later(0.02, self.receive_on)
                 return
             if not self.receive_one():
+                self.deferred = 0
                 return
+
+    def left_to_others(self) -> bool:
+        """Whether one more connection would have uvicorn answer 503 (--limit-concurrency), and others may have had no time yet to take it."""
+        limit = getattr(self.config, "limit_concurrency", None)
+        if limit is None or len(self.connections) + len(self.moving) + 1 < limit:
+            self.deferred = 0
+            return False
+        self.deferred += 1
+        return self.deferred <= 10  # then no worker has room, and who waits is to get an answer
 
     def has_room(self) -> bool:
         """Whether a connection may be taken; looked at anew every few connections, and every 50 ms."""
