@@ -24,10 +24,10 @@ run: build ## Build, and run the built-in app with four workers on port 8000
 	exec bin/gapless run -w 4 --port 8000
 
 test: ## Run all tests in their reduced counts
-	$(GO) test -race -shuffle=on -timeout 60m $(TESTFLAGS) ./...
+	$(GO) test -race -shuffle=on -parallel 4 -timeout 60m $(TESTFLAGS) ./... # mostly they wait, so more at a time than cores
 
 soak: ## Run all tests in their full counts (takes long)
-	GAPLESS_SOAK=1 $(GO) test -race -shuffle=on -timeout 120m -v ./test/... ./upgrade/... .
+	GAPLESS_SOAK=1 $(GO) test -race -shuffle=on -parallel 4 -timeout 120m -v ./test/... ./upgrade/... .
 
 bench: build ## Print the figures of the README (nothing else should run meanwhile)
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench

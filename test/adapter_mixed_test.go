@@ -47,6 +47,7 @@ func (s *server) demandAdapters(generation, workers int, part string) {
 
 // Connections move from uvicorn to a Go program and back: they speak one protocol.
 func TestUvicorn_HandsOverToGoAndBack(t *testing.T) {
+	t.Parallel()
 	python := pythonOf(t)
 	for _, pair := range pairs {
 		t.Run(pair.loop+", "+pair.http, func(t *testing.T) {
@@ -104,6 +105,7 @@ func pythonOf(t *testing.T) string {
 // A release with an adapter is followed by one without, and that by one with: what is asked of the first loses nothing, as
 // each connection is told which answer is its last.
 func TestUvicorn_WithAndWithoutTheAdapter(t *testing.T) {
+	t.Parallel()
 	config := filepath.Join(publicDir(t), "gapless.yaml")
 	writeTo(t, config, "adapter: auto\n")
 	s := uvicornServer(t, options{flags: []string{"--config", config}}, "--http", "h11")
@@ -171,6 +173,7 @@ func TestUvicorn_AdapterThatCannotLoad(t *testing.T) {
 
 // Whatever stands before uvicorn, its environment and its descriptors arrive, and the order to drain does, too.
 func TestUvicorn_BehindWrappers(t *testing.T) {
+	t.Parallel()
 	for name, command := range map[string][]string{
 		"sh -c":     {"/bin/sh", "-c", "uvicorn main:app --fd 3 --log-level warning --timeout-keep-alive 60; true"},
 		"env":       {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning", "--timeout-keep-alive", "60"},

@@ -112,6 +112,7 @@ func TestNode_WithoutTheAdapterConnectionsAreClosed(t *testing.T) {
 
 // The handlers that applications have for the signal run, and cut nothing off.
 func TestNode_OwnHandlers(t *testing.T) {
+	t.Parallel()
 	for name, handler := range map[string]string{
 		"close":          "server.close(() => console.log('the handler ran'))",
 		"close and exit": "server.close(); console.log('the handler ran'); process.exit(0)",
@@ -158,6 +159,7 @@ func (s *server) runServe() {
 
 // Programs for node and in Go hand their connections to each other.
 func TestNode_AndGo(t *testing.T) {
+	t.Parallel()
 	s, put := servePrograms(t)
 	inGo := "#!/bin/sh\nexec " + built.gapless + " app\n"
 	put(withAdapter)
@@ -181,6 +183,7 @@ func TestNode_AndGo(t *testing.T) {
 // A release without the adapter takes no connections: on the way to it each is answered once more and then closed by
 // announcement. On the way back all is as with node alone, and after that as before.
 func TestNode_ToAReleaseWithoutItAndBack(t *testing.T) {
+	t.Parallel()
 	s, put := servePrograms(t)
 	put(withAdapter)
 	s.runServe()
@@ -202,6 +205,7 @@ func TestNode_ToAReleaseWithoutItAndBack(t *testing.T) {
 
 // An adapter that cannot be loaded changes nothing but one line of the log.
 func TestNode_AdapterThatCannotBeLoaded(t *testing.T) {
+	t.Parallel()
 	for name, o := range map[string]options{
 		"options refused": {command: []string{"/usr/bin/env", "-u", "NODE_OPTIONS", "node", "plain.js"}},
 		"no folder":       {command: []string{"node", "plain.js"}, env: []string{"GAPLESS_RUNTIME_DIR=/proc", "TMPDIR=/proc"}},
@@ -225,6 +229,7 @@ func TestNode_AdapterThatCannotBeLoaded(t *testing.T) {
 // Whoever dies, the others see to it that nothing more is lost than what died with it: a master nothing, and a worker that
 // takes connections those that it has.
 func TestNode_Deaths(t *testing.T) {
+	t.Parallel()
 	t.Run("of masters", func(t *testing.T) {
 		s := nodeApp(t, options{}, "")
 		p := plan{addr: s.addr, streams: nodeStreams(150), rtt: 20 * time.Millisecond, every: 600 * time.Millisecond, tail: time.Second}
@@ -262,6 +267,7 @@ func TestNode_Deaths(t *testing.T) {
 
 // A program that listens on the path of gapless gets its socket, and one kept-alive connection outlives the workers.
 func TestNode_UnixSocket(t *testing.T) {
+	t.Parallel()
 	dir := publicDir(t)
 	path := filepath.Join(dir, "s")
 	script := "require('http').createServer((req, res) => res.end(process.env.GAPLESS_GENERATION)).listen(process.argv[1]).keepAliveTimeout = 60000"

@@ -60,6 +60,7 @@ func (s *server) hold(generation int) (end func()) {
 // Each upgrade's step runs once, in order, and not before the old generation is gone; none runs at the first start, nor for
 // an upgrade that is aborted.
 func TestAfterPromote_RunsOnceWhenTheOldIsGone(t *testing.T) {
+	t.Parallel()
 	for _, program := range []string{"gapless", "uvicorn"} {
 		t.Run(program, func(t *testing.T) {
 			notes := filepath.Join(publicDir(t), "notes")
@@ -100,6 +101,7 @@ func TestAfterPromote_RunsOnceWhenTheOldIsGone(t *testing.T) {
 
 // A failure undoes nothing and is told; a step that waits, or runs, when its master is killed does not run twice.
 func TestAfterPromote_FailuresAndKills(t *testing.T) {
+	t.Parallel()
 	dir := publicDir(t)
 	notes, hold := filepath.Join(dir, "notes"), filepath.Join(dir, "hold")
 	if err := syscall.Mkfifo(hold, 0o600); err != nil {
@@ -145,6 +147,7 @@ func TestAfterPromote_FailuresAndKills(t *testing.T) {
 
 // TERM does not wait for a step that takes long.
 func TestAfterPromote_EndsWithGapless(t *testing.T) {
+	t.Parallel()
 	dir := publicDir(t)
 	s := start(t, options{flags: []string{"--after-promote", "touch " + dir + "/begun; sleep 600"}})
 	s.upgrade(2)

@@ -90,6 +90,7 @@ func (s *server) count() (u usage) {
 
 // A release that cannot work leaves no trace but a log line, and does not stand in the way of the next one.
 func TestUpgrade_BrokenReleaseIsAborted(t *testing.T) {
+	t.Parallel()
 	a := newApp(t)
 	s := start(t, options{flags: []string{"--start-timeout", slower(time.Second).String()}, command: []string{a.path}})
 	broken := []struct {

@@ -207,6 +207,7 @@ func TestControl_ShutdownAloneIsSeenToLose(t *testing.T) {
 
 // Requests that take seconds are finished by whoever has begun them.
 func TestUpgrade_LongRequestsAreFinished(t *testing.T) {
+	t.Parallel()
 	s := start(t, options{flags: []string{"-w", "4"}})
 	streams := []load.Stream{
 		{Name: "2 s", Connections: 60, Rate: 25, Path: "/slow?ms=2000"},

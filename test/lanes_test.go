@@ -219,6 +219,7 @@ func TestShared_NewConnectionsOverUpgrades(t *testing.T) {
 
 // Idle connections change generation without a word, however many they are.
 func TestUpgrade_IdleConnectionsChangeGeneration(t *testing.T) {
+	t.Parallel()
 	s := start(t, options{flags: []string{"-w", "2"}})
 	n := counted(1000, 10_000)
 	type idle struct {

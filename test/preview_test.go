@@ -76,6 +76,7 @@ func (s *server) askAt(addr, path string) *later {
 // While nothing is staged, a preview shows what serves, whoever is in charge by then; what is in flight over it outlives
 // every change of master.
 func TestPreview_ReachesTheActiveGeneration(t *testing.T) {
+	t.Parallel()
 	p := startPreviewed(t, "", options{})
 	if n := p.helpers(); n != 0 {
 		t.Errorf("%d relays before the first connection", n)
@@ -116,6 +117,7 @@ func TestPreview_ReachesTheActiveGeneration(t *testing.T) {
 
 // An upgrade takes up what the settings say about the preview by then.
 func TestPreview_FollowsTheSettings(t *testing.T) {
+	t.Parallel()
 	s := prepare(t)
 	first, second := net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))), net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
 	config := s.dir + "/gapless.yaml"
@@ -240,6 +242,7 @@ func onlyTheStaged(p previewed) {
 
 // In the window both addresses reach the new generation, and after a rollback the old one.
 func TestPreview_InTheWindow(t *testing.T) {
+	t.Parallel()
 	p := startPreviewed(t, "", options{})
 	p.verb("upgrade", "--keep", "10m").demand(t, 0)
 	p.shows(2)
@@ -259,6 +262,7 @@ func TestPreview_InTheWindow(t *testing.T) {
 // What is in flight over the preview address outlives what becomes of the generation that it reached, unless that never had
 // a share and is given up.
 func TestPreview_InFlightOverStages(t *testing.T) {
+	t.Parallel()
 	p := startPreviewed(t, "", options{})
 	active := p.askAt(p.preview, "/slow?ms=4000")
 	p.underWay(1)

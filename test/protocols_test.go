@@ -121,6 +121,7 @@ func TestHTTP2_NoRequestIsLost(t *testing.T) {
 
 // A client that connects again resumes its session, with any worker of any generation.
 func TestTLS_SessionsResumeOverUpgrades(t *testing.T) {
+	t.Parallel()
 	s, cfg := secureServer(t, "-w", "3")
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {

@@ -44,6 +44,7 @@ func TestReload_UnderLoadLosesNothing(t *testing.T) {
 
 // A server that knows nothing of gapless loses no request by a reload, and closes idle connections only as it does itself.
 func TestReload_ForeignServer(t *testing.T) {
+	t.Parallel()
 	for _, accept := range []string{"steered", "shared"} {
 		t.Run(accept, func(t *testing.T) {
 			s := start(t, options{flags: []string{"-w", "2", "--accept", accept}, command: role("shutdown")})

@@ -99,6 +99,7 @@ func haproxy(t *testing.T, hosts []host) (addr string) {
 // Two hosts behind HAProxy are restarted one after the other, as an orchestrator does it, under load: HAProxy repeats
 // nothing, and no request is lost. The control ends them without the time to say so.
 func TestRollingRestart_BehindHAProxy(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		sig  syscall.Signal

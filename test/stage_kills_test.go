@@ -65,6 +65,7 @@ func (s *server) wentBack(workers int, reason string) {
 
 // Whatever is killed beside the generation in charge, and even that one's master: nobody notices, and what had clients drains.
 func TestStageKills_Masters(t *testing.T) {
+	t.Parallel()
 	for n, victims := range []string{"the staged master", "the master in charge", "both masters"} {
 		for i, phase := range phases {
 			if !soak && (i < n || i == 1) { // the more die, the less the first phases differ

@@ -56,6 +56,7 @@ func noted(t *testing.T, path string) string {
 // A verification runs without a share, with each of them, and before the promotion, and it reaches the new generation alone,
 // with and without a preview address of gapless's own.
 func TestVerification_RunsAtEachStep(t *testing.T) {
+	t.Parallel()
 	for _, preview := range []bool{false, true} {
 		t.Run("preview "+strconv.FormatBool(preview), func(t *testing.T) {
 			var flags []string
@@ -113,6 +114,7 @@ func TestVerification_FailsUnderLoad(t *testing.T) {
 
 // A wrong answer to a probe gives the generation up, and says what came.
 func TestVerification_WrongAnswer(t *testing.T) {
+	t.Parallel()
 	s := start(t, options{flags: []string{"--accept", "shared"}})
 	for _, tc := range []struct{ flag, reason string }{
 		{"/nowhere", "verification of /nowhere at 0 %, request 1 of 3: 404 Not Found instead of a status below 400"},
@@ -131,6 +133,7 @@ func TestVerification_WrongAnswer(t *testing.T) {
 
 // A verification that hangs ends with the generation, and nothing of it is left.
 func TestVerification_EndsWithTheStage(t *testing.T) {
+	t.Parallel()
 	s := start(t, options{})
 	for _, how := range []string{"abort", "timeout", "stop"} {
 		notes := filepath.Join(s.dir, how)

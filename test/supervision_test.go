@@ -268,6 +268,7 @@ func TestMemory_LeakingWorkerIsReplaced(t *testing.T) {
 
 // Workers that are old enough are replaced one at a time, and nobody notices.
 func TestLifetime_WorkersAreReplacedUnnoticed(t *testing.T) {
+	t.Parallel()
 	s := start(t, options{flags: []string{"-w", "3", "--max-worker-lifetime", "2s"}})
 	before := map[int]bool{}
 	for _, w := range s.workers(1) {

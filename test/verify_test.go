@@ -144,6 +144,7 @@ func TestVerify_FindsDrops(t *testing.T) {
 
 // A tableflip program that stops by Shutdown, measured from outside.
 func TestVerify_URLAndDeploy(t *testing.T) {
+	t.Parallel()
 	dir := publicDir(t)
 	pidFile := filepath.Join(dir, "pid")
 	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
