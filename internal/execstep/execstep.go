@@ -21,7 +21,7 @@ import (
 // Verb is the hidden verb of the gapless binary that runs Main.
 const Verb = "exec-worker"
 
-// OwnBinary, as a step's Path, is the binary that runs the step.
+// OwnBinary is the Path of a step whose command is the binary that runs the step.
 const OwnBinary = "/proc/self/exe"
 
 // FirstFD is the number of the first socket in a worker, as in systemd's protocol (SD_LISTEN_FDS_START).
