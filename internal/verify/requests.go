@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -59,9 +60,9 @@ func ReadRequests(path string, m Mix) ([]Stream, error) {
 func ParseRequests(text []byte, m Mix) ([]Stream, error) {
 	def(&m.Rate, DefaultRate)
 	def(&m.Connections, DefaultConnections)
-	var entries []entry
-	if err := yaml.UnmarshalWithOptions(text, &entries, yaml.Strict()); err != nil {
-		return nil, fmt.Errorf("%s", oneLine(yaml.FormatError(err, false, false)))
+	entries, err := decode(text)
+	if err != nil {
+		return nil, err
 	}
 	if len(entries) == 0 {
 		return nil, fmt.Errorf("holds no request: write a list of path, method, body, …")
@@ -75,6 +76,19 @@ func ParseRequests(text []byte, m Mix) ([]Stream, error) {
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// decode reads YAML. The decoder panics at some input that is none of ours, such as a tag where a list should be.
+func decode(text []byte) (entries []entry, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("cannot be read as YAML: write a list of path, method, body, …, without tags")
+		}
+	}()
+	if err := yaml.UnmarshalWithOptions(text, &entries, yaml.Strict()); err != nil {
+		return nil, fmt.Errorf("%s", oneLine(yaml.FormatError(err, false, false)))
+	}
+	return entries, nil
 }
 
 func (e entry) stream(m Mix, of int) (Stream, error) {
