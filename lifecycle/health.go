@@ -25,8 +25,8 @@ const (
 // health is the endpoint of --health. It is the parent's, so that it answers while masters come and go:
 //   - /livez says that the parent lives. It is 200 for as long as there is an answer at all: what can be mended without a
 //     restart of everything the parent mends itself.
-//   - /readyz says whether new connections should come here: 200 while a worker of the generation in charge is ready, 503
-//     otherwise and from the moment in which a stop begins, also where --lame-duck lets it serve on.
+//   - /readyz says whether new connections should come here: 200 while a worker of the generation in charge is ready (or,
+//     while a dead master's place is taken, lives), 503 otherwise and from the moment in which a stop begins, also where --lame-duck lets it serve on.
 type health struct {
 	listener net.Listener
 	serving  func(ctx context.Context) bool // asks the master in charge

@@ -126,7 +126,9 @@ func (l *masterLink) run(ctx context.Context) error {
 		case l.seen[m.Seq]:
 			continue // the parent repeats what no master acknowledged, also what nobody had read yet
 		}
-		l.seen[m.Seq] = true
+		if !m.question() { // which may be asked twice, and comes for ever
+			l.seen[m.Seq] = true
+		}
 		select {
 		case l.signals <- m:
 		case <-ctx.Done():

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -101,7 +100,9 @@ type parent struct {
 	masters  map[int]*process // all that live, by PID
 	orphaned *process         // the dead master in charge, until it is decided who follows
 	seq      atomic.Uint64
-	unacked  []linkMessage
+	orders   orders
+	stalled  bool                    // the link is full
+	retryC   <-chan time.Time        // when it is looked at again
 	again    map[syscall.Signal]bool // to be sent once more after the acknowledgement of the one before
 	stopping int                     // how often it was told to stop
 	inCharge bool                    // a master has been in charge
@@ -282,6 +283,7 @@ func (p *parent) govern(ctx context.Context) error {
 	defer close(p.over)
 	for {
 		p.ctl.vacancy.set(p.current == nil)
+		p.forward()
 		select {
 		case sig := <-p.signals:
 			p.signal(sig.(syscall.Signal))
@@ -309,6 +311,7 @@ func (p *parent) govern(ctx context.Context) error {
 			}
 		case <-p.duckC:
 			p.ducked()
+		case <-p.retryC: // to forward
 		case <-p.kill:
 			p.kill, p.killed = nil, true
 			p.log.Error("Master does not end; the parent ends everything")
@@ -349,11 +352,9 @@ func (p *parent) signal(sig syscall.Signal) {
 	if sig == syscall.SIGUSR2 || sig == syscall.SIGHUP {
 		// Of those that nobody has acted on yet one is enough; but it may have been acted on just now, and its
 		// acknowledgement be on the way: so another one follows that.
-		for _, m := range p.unacked {
-			if m.Signal == sig {
-				p.again[sig] = true
-				return
-			}
+		if p.orders.has(sig) {
+			p.again[sig] = true
+			return
 		}
 	}
 	p.pass(linkMessage{Seq: p.nextSeq(), Signal: sig})
@@ -361,34 +362,14 @@ func (p *parent) signal(sig syscall.Signal) {
 
 // acked forgets a signal or a command that a master has acted on.
 func (p *parent) acked(seq uint64) {
-	for i, m := range p.unacked {
-		if m.Seq != seq {
-			continue
-		}
-		p.unacked = slices.Delete(p.unacked, i, i+1)
-		if p.again[m.Signal] {
-			delete(p.again, m.Signal)
-			p.signal(m.Signal)
-		}
-		return
+	if m, ok := p.orders.acked(seq); ok && p.again[m.Signal] {
+		delete(p.again, m.Signal)
+		p.signal(m.Signal)
 	}
 }
 
 // nextSeq numbers signals and commands.
 func (p *parent) nextSeq() uint64 { return p.seq.Add(1) }
-
-// pass sends a signal or a command, and again to the next master if none acknowledges it.
-func (p *parent) pass(m linkMessage) {
-	p.unacked = append(p.unacked, m)
-	p.send(m)
-}
-
-func (p *parent) send(m linkMessage) {
-	_ = p.link.SetWriteDeadline(time.Now().Add(time.Second)) // a master that does not read must not block its parent
-	if err := p.link.Send(m); err != nil {
-		p.log.Warn("signal not passed on; it is repeated to the next master", zap.Stringer("signal", m.Signal), zap.Error(err))
-	}
-}
 
 // masterEnviron is the environment of the masters. Without a manager's name of its own in it: a gapless under another
 // gapless must not take the outer one's link.

@@ -249,9 +249,7 @@ func (p *parent) promote(m *process) {
 	p.charge(m)
 	p.up.follow(m.word)
 	clear(p.again) // what nobody has acted on comes after all that was asked for
-	for _, msg := range p.unacked {
-		p.send(msg)
-	}
+	p.orders.repeat()
 }
 
 // statusOf is the exit status that stands for a master's end.

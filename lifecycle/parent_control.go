@@ -49,8 +49,8 @@ func newController(p *parent, version string, log *zap.Logger) *controller {
 	return &controller{p: p, version: version, log: log, calls: make(map[uint64]*call), heard: make(map[int]func(control.Event))}
 }
 
-// order passes a command to the master in charge. done forgets the call.
-func (c *controller) order(cmd command) (cl *call, done func()) {
+// order passes a command to the master in charge, unless ctx ends before. done forgets the call.
+func (c *controller) order(ctx context.Context, cmd command) (cl *call, done func()) {
 	cl = &call{result: make(chan control.Result, 1), status: make(chan control.Status, 1)}
 	seq := c.p.nextSeq()
 	c.mu.Lock()
@@ -59,12 +59,20 @@ func (c *controller) order(cmd command) (cl *call, done func()) {
 	select {
 	case c.p.commands <- linkMessage{Seq: seq, Command: &cmd}:
 	case <-c.p.over:
+	case <-ctx.Done():
 	}
 	return cl, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		delete(c.calls, seq)
 	}
+}
+
+// awaited tells whether somebody waits for what comes of a command.
+func (c *controller) awaited(seq uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calls[seq] != nil
 }
 
 // hear takes in what a master sent, except acknowledgements. It is called in order, and must not block.
@@ -110,7 +118,7 @@ func (c *controller) note(e control.Event) {
 
 // Status asks the master, and answers without one where there is none.
 func (c *controller) Status(ctx context.Context) (control.Status, error) {
-	cl, done := c.order(command{Verb: verbStatus})
+	cl, done := c.order(ctx, command{Verb: verbStatus})
 	defer done()
 	t := time.NewTimer(statusPatience)
 	defer t.Stop()
@@ -206,7 +214,7 @@ func (c *controller) listen(handle func(control.Event)) (stop func()) {
 // operate passes a command on and waits for its result.
 func (c *controller) operate(ctx context.Context, cmd command, progress func(control.Event)) (control.Result, error) {
 	defer c.listen(progress)()
-	cl, done := c.order(cmd)
+	cl, done := c.order(ctx, cmd)
 	defer done()
 	select {
 	case r := <-cl.result:

@@ -149,6 +149,17 @@ func (s *store) workers(but int) (pids []int) {
 	return pids
 }
 
+// workerIDs returns all workers that are stored.
+func (s *store) workerIDs() (ids []workerpool.ID) {
+	for key := range s.entries {
+		var id workerpool.ID
+		if text, ok := strings.CutPrefix(key.name, workerPrefix); ok && readID(text, &id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // takeSteps returns the marks of the commands that a master was running, and forgets them.
 func (s *store) takeSteps(owner int) (marks []string) {
 	for key := range s.entries {

@@ -6,8 +6,8 @@ import (
 )
 
 // watchdog tells the service manager above that all is well, as WatchdogSec= asks for it: twice in each span, and only while
-// the master in charge answers and a worker of its generation is ready. Without an answer nothing is said, and the manager
-// does what it was told to do about that.
+// the master in charge answers and a worker of its generation is ready; while a dead one's place is taken, the parent knows
+// that workers live. Without an answer nothing is said, and the manager does what it was told to do about that.
 type watchdog struct {
 	span    time.Duration // WATCHDOG_USEC
 	healthy func(ctx context.Context) bool
@@ -33,9 +33,9 @@ func (w watchdog) run(ctx context.Context) error {
 	}
 }
 
-// healthy asks the master in charge.
+// healthy asks the master in charge. While there is none the parent answers, see (*parent).sound.
 func (c *controller) healthy(ctx context.Context) bool {
-	cl, done := c.order(command{Verb: verbHealth})
+	cl, done := c.order(ctx, command{Verb: verbHealth})
 	defer done()
 	select {
 	case r := <-cl.result:

@@ -30,6 +30,9 @@ const maxMessage = 128 << 10
 // them. The kernel has closed those that did not fit.
 var ErrTruncated = errors.New("packet arrived incomplete; raise the limit on open files")
 
+// ErrFull says that the other end has not read enough for one more packet to fit.
+var ErrFull = errors.New("the other end does not read: the connection is full")
+
 // Conn is one end of a pair. Send and Receive may be called from different goroutines.
 type Conn struct {
 	uc *net.UnixConn
@@ -62,14 +65,55 @@ func New(f *os.File) (*Conn, error) {
 	return &Conn{uc: uc}, nil
 }
 
-// Send writes v as one packet, with files travelling beside it. The caller keeps its own copies of files.
-func (c *Conn) Send(v any, files ...*os.File) error {
+// TrySend is Send without files that waits for no room: ErrFull says that there is none now.
+func (c *Conn) TrySend(v any) error {
+	data, err := encode(v)
+	if err != nil {
+		return err
+	}
+	raw, err := c.uc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = raw.Write(func(fd uintptr) bool {
+		for {
+			_, sendErr = unix.SendmsgN(int(fd), data, nil, nil, unix.MSG_DONTWAIT)
+			if !errors.Is(sendErr, syscall.EINTR) {
+				return true
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return err
+	case errors.Is(sendErr, syscall.EAGAIN), errors.Is(sendErr, syscall.ENOBUFS):
+		return ErrFull
+	case sendErr != nil:
+		return fmt.Errorf("send a packet: %w", sendErr)
+	}
+	return nil
+}
+
+func encode(v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode a packet: %w", err)
+		return nil, fmt.Errorf("encode a packet: %w", err)
 	}
-	if len(data) > maxMessage || len(files) > MaxFiles {
-		return fmt.Errorf("a packet of %d bytes and %d files is too large: %w", len(data), len(files), syscall.EMSGSIZE)
+	if len(data) > maxMessage {
+		return nil, fmt.Errorf("a packet of %d bytes is too large: %w", len(data), syscall.EMSGSIZE)
+	}
+	return data, nil
+}
+
+// Send writes v as one packet, with files travelling beside it. The caller keeps its own copies of files.
+func (c *Conn) Send(v any, files ...*os.File) error {
+	data, err := encode(v)
+	if err != nil {
+		return err
+	}
+	if len(files) > MaxFiles {
+		return fmt.Errorf("a packet with %d files is too large: %w", len(files), syscall.EMSGSIZE)
 	}
 	var oob []byte
 	if len(files) > 0 {

@@ -126,3 +126,30 @@ func TestDup_KeepsNonblock(t *testing.T) {
 		}
 	}
 }
+
+func TestConn_TrySendDoesNotWaitForRoom(t *testing.T) {
+	a, b := pair(t)
+	sent := 0
+	for ; ; sent++ {
+		err := a.TrySend(message{"try", sent})
+		if errors.Is(err, packet.ErrFull) {
+			break
+		}
+		if err != nil || sent > 1e6 {
+			t.Fatalf("after %d packets: %v", sent, err)
+		}
+	}
+	for n := range sent {
+		var m message
+		if _, err := b.Receive(&m); err != nil || m != (message{"try", n}) {
+			t.Fatalf("got %v, %v; want number %d", m, err, n)
+		}
+	}
+	if err := a.TrySend(message{"again", 0}); err != nil {
+		t.Errorf("when there is room again: %v", err)
+	}
+	b.Close()
+	if err := a.TrySend(message{"late", 0}); err == nil || errors.Is(err, packet.ErrFull) {
+		t.Errorf("to a closed end: %v", err)
+	}
+}
