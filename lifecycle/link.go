@@ -50,6 +50,7 @@ type stageRequest struct {
 	Bake    time.Duration  `json:"bake,omitempty"`
 	Keep    *time.Duration `json:"keep,omitempty"` // nil: as configured
 	Verify  verification   `json:"verify,omitzero"`
+	Preview string         `json:"preview,omitempty"` // [NAME=]ADDR
 }
 
 type verb string

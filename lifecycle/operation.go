@@ -225,6 +225,9 @@ func (m *master) ended(ctx context.Context, err error) {
 	m.op, m.opDone = nil, nil
 	m.tally.Store(nil)
 	staged := m.stage.Swap(nil)
+	if staged != nil {
+		staged.endPreview() // if it never was staged, nothing else has
+	}
 	result := control.Result{OK: err == nil, Generation: m.generation, Revision: m.revision, TookSeconds: time.Since(op.began).Seconds()}
 	if err != nil {
 		result.Reason, result.Tail = err.Error(), tailOf(err)

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -72,9 +73,10 @@ func (m *master) upgrade(ctx context.Context, answer []uint64, request *stageReq
 		err = m.state.to(Upgrading)
 	}
 	if err != nil {
+		plan.preview.close(m.log)
 		m.log.Error("Upgrade refused", zap.Error(err))
 		for _, seq := range answer {
-			m.link.answer(seq, control.Result{Generation: m.generation, Reason: err.Error()})
+			m.link.answer(seq, control.Result{Generation: m.generation, Invalid: errors.Is(err, errInvalid), Reason: err.Error()})
 		}
 		return
 	}
@@ -123,6 +125,9 @@ func (m *master) plan(request *stageRequest) (plan stagePlan, err error) {
 	}
 	err = m.gate.steerable()
 	switch {
+	case err == nil && plan.hold:
+		plan.preview, err = m.openStagePreview(request.Preview, m.inv.Addresses())
+		return plan, err
 	case err == nil:
 	case plan.hold:
 		return plan, fmt.Errorf("the new generation %w; a plain upgrade works", err)

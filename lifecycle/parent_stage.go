@@ -12,7 +12,7 @@ import (
 func (c *controller) Upgrade(ctx context.Context, req control.UpgradeRequest, progress func(control.Event)) (control.Result, error) {
 	cmd := command{Verb: verbUpgrade}
 	if req.Stage || req.KeepSeconds != nil {
-		cmd.Stage = &stageRequest{Hold: req.Stage, Weights: req.Weights, Bake: seconds(req.BakeSeconds), Keep: keepOf(req.KeepSeconds),
+		cmd.Stage = &stageRequest{Hold: req.Stage, Preview: req.Preview, Weights: req.Weights, Bake: seconds(req.BakeSeconds), Keep: keepOf(req.KeepSeconds),
 			Verify: verification{req.Verify, req.VerifyHTTP, req.VerifyProbes, seconds(req.VerifyTimeoutSeconds)}}
 	}
 	r, err := c.operate(ctx, cmd, progress)

@@ -127,19 +127,62 @@ func (m *master) previewable() error {
 	return nil
 }
 
+// ParsePreview reads the address of a preview, [NAME=]ADDR; "" is none. The name is that of the listener that is previewed,
+// by default the first. Without listeners only the form is checked.
+func ParsePreview(text string, listeners []upgrade.Address) (upgrade.Address, error) {
+	if text == "" {
+		return upgrade.Address{}, nil
+	}
+	a, err := upgrade.ParseAddress(text)
+	if err != nil {
+		return a, err
+	}
+	if a.Network != upgrade.NetworkTCP {
+		return a, fmt.Errorf("%s is no TCP address; write, for example, 127.0.0.1:9000", a)
+	}
+	if len(listeners) == 0 {
+		return a, nil
+	}
+	if a.Name == "" {
+		a.Name = listeners[0].Name
+	}
+	var names []string
+	known := false
+	for _, l := range listeners {
+		if l.String() == a.String() && !strings.HasSuffix(a.Addr, ":0") {
+			return a, fmt.Errorf("%s is a --listen as well; choose another port", a)
+		}
+		if l.Name == a.Name {
+			if l.Network == upgrade.NetworkUnix {
+				return a, fmt.Errorf("the listener %s is a unix socket, whose connections cannot be steered to one generation; leave --preview out, or name another listener: NAME=ADDR", l.Name)
+			}
+			known = true
+		}
+		names = append(names, l.Name)
+	}
+	if known {
+		return a, nil
+	}
+	return a, fmt.Errorf("no --listen is called %q; the names are %s", a.Name, strings.Join(names, ", "))
+}
+
 // previewTarget is where a relay carries preview connections to.
 func (m *master) previewTarget(address string) (relay.Target, error) {
 	r, err := m.inv.PreviewRoute(address)
 	return relay.Target{Listener: address, Network: r.Network, Addr: r.Addr, Source: r.Source, Class: r.Class}, err
 }
 
-// watchPreview sees to it that a relay serves the preview address as soon as somebody comes, until ctx ends. What the relay
-// has then accepted it carries to its end.
+// watchPreview serves the preview address of the settings.
 func (m *master) watchPreview(ctx context.Context) {
-	if m.preview.file == nil {
-		return
+	if m.preview.file != nil {
+		m.servePreview(ctx, m.preview.file, m.cfg.Preview.Name)
 	}
-	target, err := m.previewTarget(m.cfg.Preview.Name)
+}
+
+// servePreview sees to it that a relay serves a preview address as soon as somebody comes, until ctx ends. What the relay
+// has then accepted it carries to its end.
+func (m *master) servePreview(ctx context.Context, file *os.File, listener string) {
+	target, err := m.previewTarget(listener)
 	if err != nil {
 		m.log.Error("Nothing can be previewed", zap.Error(err))
 		return
@@ -152,12 +195,12 @@ func (m *master) watchPreview(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if relay.Waiting(m.preview.file) == 0 {
+		if relay.Waiting(file) == 0 {
 			continue
 		}
 		client, err := m.startRelay(previewRole)
 		if err == nil {
-			if err = client.Serve(target, m.preview.file); err == nil {
+			if err = client.Serve(target, file); err == nil {
 				m.follow(ctx, client)
 				continue
 			}
@@ -193,11 +236,11 @@ func (m *master) dropPreview(name string) {
 
 // previewStatus says who answers at the preview address.
 func (m *master) previewStatus(staged *control.Staged) *control.Preview {
-	if m.preview.file == nil {
+	open, name, forStage := m.previewAt()
+	if open == nil || forStage && staged == nil {
 		return nil
 	}
-	name := m.cfg.Preview.Name
-	p := &control.Preview{URL: m.preview.url(), Address: name, Generation: m.generation}
+	p := &control.Preview{URL: open.url(), Address: name, Generation: m.generation, ForStage: forStage}
 	if staged != nil && len(m.inv.Preview(name)) > 0 {
 		p.Generation = staged.Generation
 	}

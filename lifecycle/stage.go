@@ -32,6 +32,7 @@ type stagePlan struct {
 	bake     time.Duration // each so long
 	keep     time.Duration // the window: it has everything, and the old generation stays whole
 	verifier Verifier      // nil: nothing is verified
+	preview  *stagePreview // nil: it has none of its own
 }
 
 // staged tells whether the plan is more than taking charge at once.
@@ -194,6 +195,7 @@ func (s *stage) Undo() {
 	if st := s.box.get(); st > GenerationWindow {
 		return
 	}
+	s.endPreview()
 	if err := s.m.gate.endStage(); err != nil && !errors.Is(err, upgrade.ErrLastLane) {
 		s.m.log.Error("New connections cannot be taken away from the staged generation", zap.Error(err))
 	}

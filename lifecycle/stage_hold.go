@@ -18,6 +18,8 @@ func (s *stage) Hold(ctx context.Context) error {
 	if err := s.begin(); err != nil {
 		return err
 	}
+	s.beginPreview()
+	defer s.endPreview()
 	keep, err := s.plan.keep, error(nil)
 	if s.plan.hold {
 		s.plans("it is promoted, shifted or aborted by order", time.Time{}, s.plan.weights)

@@ -137,7 +137,7 @@ func (c *checks) Verify(ctx context.Context, s Step) error {
 
 // listener is the name of the address that is verified.
 func (c *checks) listener() string {
-	if name := c.m.cfg.Preview.Name; name != "" {
+	if _, name, _ := c.m.previewAt(); name != "" {
 		return name
 	}
 	return c.m.gate.names[0]
@@ -231,8 +231,8 @@ func (c *checks) run(ctx context.Context, command, addr string, s Step) error {
 // previewAddr is where commands reach the staged generation: at the preview address, or at one of this verification's own,
 // which lasts until end is called.
 func (c *checks) previewAddr() (addr string, end func(), err error) {
-	if c.m.preview.file != nil {
-		return reachable(c.m.preview.addr), func() {}, nil
+	if p, _, _ := c.m.previewAt(); p != nil {
+		return reachable(p.addr), func() {}, nil
 	}
 	target, err := c.m.previewTarget(c.listener())
 	if err != nil {

@@ -25,41 +25,6 @@ func healthAddress(text string) (string, error) {
 	return text, nil
 }
 
-// parsePreview reads the address of the preview; "" is none. The name is that of the listener that is previewed.
-func parsePreview(text string, listeners []upgrade.Address) (upgrade.Address, error) {
-	if text == "" {
-		return upgrade.Address{}, nil
-	}
-	a, err := upgrade.ParseAddress(text)
-	if err != nil {
-		return a, err
-	}
-	if a.Network != upgrade.NetworkTCP {
-		return a, fmt.Errorf("%s is no TCP address; write, for example, 127.0.0.1:9000", a)
-	}
-	if a.Name == "" {
-		a.Name = listeners[0].Name
-	}
-	var names []string
-	known := false
-	for _, l := range listeners {
-		if l.String() == a.String() && !strings.HasSuffix(a.Addr, ":0") {
-			return a, fmt.Errorf("%s is a --listen as well; choose another port", a)
-		}
-		if l.Name == a.Name {
-			if l.Network == upgrade.NetworkUnix {
-				return a, fmt.Errorf("the listener %s is a unix socket, whose connections cannot be steered to one generation; leave --preview out, or name another listener: NAME=ADDR", l.Name)
-			}
-			known = true
-		}
-		names = append(names, l.Name)
-	}
-	if known {
-		return a, nil
-	}
-	return a, fmt.Errorf("no --listen is called %q; the names are %s", a.Name, strings.Join(names, ", "))
-}
-
 func (c *runCmd) addresses() ([]upgrade.Address, error) {
 	if len(c.Listen) > 0 && (c.Host != "" || c.Port != nil) {
 		return nil, errors.New("--listen: cannot be combined with --host and --port; write one more --listen instead")

@@ -75,6 +75,8 @@ func (o operation) run(r *result, stdout io.Writer, stderr errWriter) error {
 	case err == nil && got.OK:
 		_, err = fmt.Fprintln(stdout, o.done(got))
 		return err
+	case err == nil && got.Invalid:
+		*r = result{statusUsage, fmt.Errorf("%s: %s; nothing was begun", o.name, printable(got.Reason))}
 	case err == nil:
 		p.tail(got.Tail)
 		*r = result{statusFailed, o.refusal(got)}

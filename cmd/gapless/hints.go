@@ -100,7 +100,9 @@ func flagHint(parser *kong.Kong, verb, flag string, args []string) string {
 	switch name, note := foreignFlags[flag], foreignNotes[flag]; {
 	case has && verb == "":
 		return "the verb is missing; write gapless run " + strings.Join(args, " ")
-	case (flag == "--preview" || flag == "--after-promote") && !takesRun:
+	case flag == "--preview" && !takesRun:
+		return "it is one of gapless run, where it holds for every upgrade, and of gapless upgrade --stage, where it holds for that one"
+	case flag == "--after-promote" && !takesRun:
 		return fmt.Sprintf("it is one of gapless run, and holds for every upgrade; give %s there, or in its configuration file", flag)
 	case has && !takesRun:
 		return fmt.Sprintf("it is one of gapless run; what runs keeps its flags, and each upgrade and reload reads its configuration file anew; leave it out of gapless %s", verb)

@@ -207,7 +207,7 @@ func (c *runCmd) config() (lifecycle.Config, error) {
 	if _, err := healthAddress(c.Health); err != nil {
 		return cfg, fmt.Errorf("--health: %w", err)
 	}
-	if cfg.Preview, err = parsePreview(c.Preview, cfg.Addresses); err != nil {
+	if cfg.Preview, err = lifecycle.ParsePreview(c.Preview, cfg.Addresses); err != nil {
 		return cfg, fmt.Errorf("--preview: %w", err)
 	}
 	if err := lifecycle.CheckPlaceholders(cfg.Command, cfg.Addresses); err != nil {

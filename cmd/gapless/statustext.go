@@ -27,7 +27,11 @@ func statusText(st control.Status, now time.Time) string {
 		fmt.Fprintf(head, "listens\t%s\t%s\t%s%s\n", printable(a.URL), printable(a.Name), a.Accept, because(a.Reason))
 	}
 	if p := st.Preview; p != nil {
-		fmt.Fprintf(head, "preview\t%s\t%s\tgeneration %d\n", printable(p.URL), printable(p.Address), p.Generation)
+		until := ""
+		if p.ForStage {
+			until = ", until it is promoted or aborted"
+		}
+		fmt.Fprintf(head, "preview\t%s\t%s\tgeneration %d%s\n", printable(p.URL), printable(p.Address), p.Generation, until)
 	}
 	fmt.Fprintf(head, "workers\t%d wanted\n", st.Workers)
 	if st.MemoryBytes > 0 {

@@ -23,6 +23,7 @@ type upgradeCmd struct {
 	Verify        []string      `env:"-" sep:"none" placeholder:"CMD" help:"With --stage, repeatable: run by sh while it is staged, at each share and before it takes over, with GAPLESS_PREVIEW_ADDR, GAPLESS_GENERATION and GAPLESS_WEIGHT set; a failure aborts it."`
 	VerifyHTTP    []string      `name:"verify-http" env:"-" sep:"none" placeholder:"PATH[=STATUS]" help:"With --stage, repeatable: ask the new generation alone for the path then; a status of 400 or more, or another than STATUS, aborts it."`
 	VerifyProbes  int           `env:"-" default:"20" placeholder:"N" help:"How often it is asked at each step."`
+	Preview       string        `env:"-" placeholder:"[NAME=]ADDR" help:"With --stage: an address whose connections reach the new generation alone, open until it is promoted, and its window over, or aborted; NAME is the listener that is previewed, by default the first."`
 	VerifyTimeout time.Duration `env:"-" default:"0s" placeholder:"D" help:"A verification that takes longer has failed; 0: no limit."`
 
 	Keep *time.Duration `env:"-" placeholder:"D" help:"Keep the old generation whole for so long after the new one got everything, for rollback; default: as run --keep says."`
@@ -44,7 +45,7 @@ func (c *upgradeCmd) Run(r *result, stdout io.Writer, stderr errWriter) error {
 		do: func(ctx context.Context, cl *control.Client, progress func(control.Event)) (control.Result, error) {
 			req := control.UpgradeRequest{WaitDrained: c.WaitDrained, Stage: c.Stage, Weights: c.Weights,
 				BakeSeconds: c.Bake.Seconds(), KeepSeconds: keepSeconds(c.Keep),
-				Verify: c.Verify, VerifyHTTP: c.VerifyHTTP, VerifyTimeoutSeconds: c.VerifyTimeout.Seconds()}
+				Preview: c.Preview, Verify: c.Verify, VerifyHTTP: c.VerifyHTTP, VerifyTimeoutSeconds: c.VerifyTimeout.Seconds()}
 			if len(c.VerifyHTTP) > 0 {
 				req.VerifyProbes = c.VerifyProbes
 			}
@@ -83,6 +84,8 @@ func (c *upgradeCmd) check() error {
 		return errors.New("--verify: only a staged generation can be verified; add --stage")
 	case len(c.VerifyHTTP) > 0 && !c.Stage:
 		return errors.New("--verify-http: only a staged generation can be verified; add --stage")
+	case c.Preview != "" && !c.Stage:
+		return errors.New("--preview: only a staged generation can be previewed; add --stage, or give --preview to gapless run")
 	case c.VerifyProbes < 1 || c.VerifyProbes > control.MaxProbes:
 		return fmt.Errorf("--verify-probes: %d is no number of requests; write 1 to %d", c.VerifyProbes, control.MaxProbes)
 	case c.VerifyTimeout < 0:
@@ -92,6 +95,9 @@ func (c *upgradeCmd) check() error {
 		if err := lifecycle.CheckVerifyHTTP(text); err != nil {
 			return fmt.Errorf("--verify-http: %w", err)
 		}
+	}
+	if _, err := lifecycle.ParsePreview(c.Preview, nil); err != nil {
+		return fmt.Errorf("--preview: %w", err)
 	}
 	return checkKeep(c.Keep)
 }

@@ -20,6 +20,8 @@ func checkUpgrade(req UpgradeRequest) error {
 		return fmt.Errorf("bake_seconds: there are no weights to bake: add some")
 	case len(req.Verify)+len(req.VerifyHTTP) > 0 && !req.Stage:
 		return fmt.Errorf("verify: it is for a staged upgrade: add \"stage\": true")
+	case req.Preview != "" && !req.Stage:
+		return fmt.Errorf("preview: it is for a staged upgrade: add \"stage\": true")
 	case req.VerifyProbes < 0 || req.VerifyProbes > MaxProbes:
 		return fmt.Errorf("verify_probes: %d is no number of requests: write 1 to %d, or 0 for the default", req.VerifyProbes, MaxProbes)
 	}

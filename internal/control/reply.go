@@ -103,6 +103,8 @@ func send(w http.ResponseWriter, r *http.Request, st *stream, strict bool) {
 				begin(statusOf(l.Error.Code))
 			case l.Result != nil && l.Result.Busy:
 				begin(http.StatusConflict)
+			case l.Result != nil && l.Result.Invalid:
+				begin(http.StatusBadRequest)
 			default:
 				begin(http.StatusOK)
 			}

@@ -93,7 +93,7 @@ type Status struct {
 	MemoryLimit    int64        `json:"memory_limit_bytes,omitempty"` // the cgroup's memory.max; 0: none
 	Warnings       []string     `json:"warnings"`
 	Staged         *Staged      `json:"staged,omitempty"`  // with StateStaged
-	Preview        *Preview     `json:"preview,omitempty"` // with --preview
+	Preview        *Preview     `json:"preview,omitempty"` // with --preview of run, or of what is staged
 	LastUpgrade    *LastUpgrade `json:"last_upgrade,omitempty"`
 }
 
@@ -112,6 +112,8 @@ type Preview struct {
 	URL        string `json:"url"`
 	Address    string `json:"address"`    // Name of the Address that is previewed
 	Generation int    `json:"generation"` // that answers there now
+	// ForStage says that it is open for what is staged now alone, and closes with that.
+	ForStage bool `json:"for_stage,omitempty"`
 }
 
 // Headline is the status in one line for people: the first one of `gapless status`, and what systemd shows.
@@ -220,7 +222,8 @@ type Event struct {
 // Result is the outcome of an operation.
 type Result struct {
 	OK          bool     `json:"ok"`
-	Busy        bool     `json:"busy,omitempty"` // refused, because another operation is under way
+	Busy        bool     `json:"busy,omitempty"`    // refused, because another operation is under way
+	Invalid     bool     `json:"invalid,omitempty"` // refused, because the request contradicts how gapless was started
 	Generation  int      `json:"generation,omitempty"`
 	Revision    int      `json:"revision,omitempty"`
 	Reason      string   `json:"reason,omitempty"` // why not OK
@@ -252,6 +255,10 @@ type UpgradeRequest struct {
 	VerifyHTTP           []string `json:"verify_http,omitempty"`
 	VerifyProbes         int      `json:"verify_probes,omitempty"`
 	VerifyTimeoutSeconds float64  `json:"verify_timeout_seconds,omitempty"`
+	// Preview is an address, [NAME=]IP:PORT, whose connections reach the new generation alone while it is staged or in its
+	// window; NAME is the listener that is previewed, by default the first. It is refused where gapless was started with one.
+	// It needs Stage.
+	Preview string `json:"preview,omitempty"`
 }
 
 // MaxProbes is the greatest number of probes for a path at a step.

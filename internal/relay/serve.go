@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,8 +34,8 @@ func (r *relay) accept(ctx context.Context, target Target, l net.Listener) {
 	for {
 		c, err := l.Accept()
 		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
+		case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EINVAL):
+			return // the second: whoever shares the socket has ended its listening
 		case err != nil:
 			r.log.Warn("cannot accept", zap.String("listener", target.Listener), zap.Error(err))
 			select {
