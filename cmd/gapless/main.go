@@ -172,6 +172,10 @@ func hidden(args []string, stderr io.Writer) (result, bool) {
 		}
 		return result{err: app.Main(args[1:], stderr)}, true
 	case "relay":
+		// It is this binary too, so that its start takes the step inside, as the app's does.
+		if err := execstep.Here(); err != nil {
+			return result{status: 126}, true
+		}
 		log := logging.New(logging.DefaultFormat(), zapcore.InfoLevel)
 		defer func() { _ = log.Sync() }()
 		return result{err: lifecycle.RunRelay(log)}, true
