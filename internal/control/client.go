@@ -225,8 +225,11 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	if err != nil {
 		return nil, fmt.Errorf("ask gapless: %w", errors.Unwrap(err)) // without the made-up URL
 	}
-	if resp.StatusCode < 300 || resp.StatusCode == http.StatusConflict {
+	switch {
+	case resp.StatusCode < 300, resp.StatusCode == http.StatusConflict:
 		return resp, nil
+	case resp.StatusCode == http.StatusBadRequest && method == http.MethodPost:
+		return resp, nil // an outcome that says invalid, or an error
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read
 	_, _, err = readLines(resp.Body, nil)

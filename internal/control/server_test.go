@@ -95,6 +95,7 @@ func TestServer_Answers(t *testing.T) {
 		{name: "upgrade that waits", method: "POST", target: "/v1/upgrade", body: `{"wait_drained":true}`, status: 200, want: `"result"`, call: "upgrade {WaitDrained:true}"},
 		{name: "aborted upgrade", method: "POST", target: "/v1/upgrade?wait=true", fake: &controltest.Fake{Outcome: control.Result{Reason: "exit status 1"}}, status: 200, want: `"ok":false`, call: "upgrade {}"},
 		{name: "busy", method: "POST", target: "/v1/upgrade", fake: &controltest.Fake{Err: control.ErrBusy}, status: 409, want: `"busy":true`, call: "upgrade {}"},
+		{name: "invalid as a result", method: "POST", target: "/v1/upgrade", fake: &controltest.Fake{Outcome: control.Result{Invalid: true}}, status: 400, want: `"invalid":true`, call: "upgrade {}"},
 		{name: "busy as a result", method: "POST", target: "/v1/reload", fake: &controltest.Fake{Outcome: control.Result{Busy: true}}, status: 409, want: `"busy":true`, call: "reload {}"},
 		{name: "no master", method: "POST", target: "/v1/reload", fake: &controltest.Fake{Err: control.ErrNoMaster}, status: 503, want: `"code":"no_master"`, call: "reload {}"},
 		{name: "a failure", method: "POST", target: "/v1/reload", fake: &controltest.Fake{Err: errors.New("it broke")}, status: 500, want: `"message":"it broke"`, call: "reload {}"},
