@@ -37,13 +37,14 @@ func (m *master) afterwards(left []afterRecord) []afterRecord {
 	return append(slices.Clone(left), afterRecord{Generation: m.generation, Commands: m.cfg.AfterPromote, Dir: m.pinned.Load().release.dirName})
 }
 
-// departed is told of each worker's change: a worker of an older generation that has gone may have been the last.
-func (m *master) departed(e workerpool.Event) {
-	if e.State != workerpool.Exited || e.Generation == m.generation {
+// changed is told of each worker's change: one of an older generation that has gone may have been the last, and one that
+// is ready may be all that a smaller number of workers waited for.
+func (m *master) changed(e workerpool.Event) {
+	if e.State == workerpool.Starting {
 		return
 	}
 	select {
-	case m.departures <- struct{}{}:
+	case m.changes <- struct{}{}:
 	default: // govern has not looked since the one before
 	}
 }

@@ -37,11 +37,11 @@ type master struct {
 	began      time.Time
 	state      stateBox
 
-	left       *heritage // of a dead master whose place this one takes; nil: it does not
-	keep       *keeper
-	account    account
-	departures chan struct{}    // has room for one: a worker of an older generation has gone
-	files      upgrade.Handover // flip, whose lanes the parent keeps as well
+	left    *heritage // of a dead master whose place this one takes; nil: it does not
+	keep    *keeper
+	account account
+	changes chan struct{}    // has room for one: a worker has changed, and what waits for that may go on
+	files   upgrade.Handover // flip, whose lanes the parent keeps as well
 
 	machinery
 	flip    upgrade.Handover
@@ -73,7 +73,7 @@ type master struct {
 	reread      func() (Config, error)
 	next        int           // the number of the next generation
 	revision    int           // of this one; raised by each reload
-	wanted      int           // how many workers there are to be
+	wanted      int           // how many workers there are to be; written by want alone
 	configured  int           // how many the configuration says
 	started     int           // how many there were at first
 	more        int           // how many more were asked for by signals before they were ready; negative: fewer
@@ -143,8 +143,9 @@ func runMaster(cfg Config, left *heritage, reread func() (Config, error), log *z
 }
 
 func newMaster(cfg Config, left *heritage, reread func() (Config, error), on machinery, log *zap.Logger) *master {
-	m := &master{cfg: cfg, departures: make(chan struct{}, 1), left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers, wanted: cfg.Workers,
+	m := &master{cfg: cfg, changes: make(chan struct{}, 1), left: left, reread: reread, machinery: on, revision: 1, configured: cfg.Workers,
 		events: log, log: log, began: time.Now(), herald: newHerald()}
+	m.want(cfg.Workers)
 	m.limits.since = m.began
 	m.own = newGenerationBox(0, GenerationActive) // looked at while this master is in charge
 	m.state.observe = func(from, to State) {

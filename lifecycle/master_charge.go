@@ -26,7 +26,6 @@ func (m *master) govern(ctx context.Context) error {
 			return err
 		}
 	}
-	m.wanted = min(max(m.started+m.more, 1), control.MaxWorkers)
 	m.note()
 	m.proceed(ctx)
 	gone := m.link.gone
@@ -57,7 +56,7 @@ func (m *master) govern(ctx context.Context) error {
 				m.limits.released(m.revision)
 			}
 			m.ended(ctx, err)
-		case <-m.departures:
+		case <-m.changes:
 			m.proceed(ctx)
 		case <-gone:
 			gone, m.bereft = nil, true
@@ -103,7 +102,7 @@ func (m *master) firstCharge() error {
 	}
 	m.queues.inherit(nil, m.takesHandoffs, m.living)
 	m.watch.start()
-	m.wanted = min(max(m.started+m.more, 1), control.MaxWorkers)
+	m.want(m.started + m.more)
 	m.syncAccount()
 	if err := m.keep.begin(m.snapshot()); err != nil {
 		return err

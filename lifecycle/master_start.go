@@ -337,7 +337,7 @@ func (m *master) takeCharge(ctx context.Context, charge chan struct{}) error {
 	m.queues.inherit(in.queues, m.takesHandoffs, m.living)
 	m.dropPreview(in.legacy.Preview)
 	m.after = m.afterwards(in.legacy.After)
-	m.wanted = m.started
+	m.want(m.started)
 	m.account.operation = &operationRecord{Kind: control.KindUpgrade, Target: m.generation, Began: in.legacy.Began, Answer: in.legacy.Answer, Done: true}
 	m.syncAccount()
 	m.keep.follow(m.snapshot)

@@ -23,6 +23,8 @@ type operation struct {
 	target int // the generation that an upgrade is to bring, or that something is to follow
 	// workers is the number that a reload has found configured. The operation's goroutine writes it before its end.
 	workers int
+	// before is the number that a scaling that fails goes back to.
+	before int
 
 	mu     sync.Mutex
 	answer []uint64 // the commands that wait for its result
@@ -34,7 +36,7 @@ type wishes struct {
 	upgrade []linkMessage // not acknowledged: if the operation is an upgrade that succeeds they are the next master's
 	reload  []linkMessage
 	command []linkMessage // likewise: to upgrade, while a generation is in its window
-	count   []linkMessage // of TTIN and TTOU, likewise: the next master has been offered the number before them
+	count   []linkMessage // of TTIN and TTOU, likewise: what is under way works with the number before them, and may go back to it
 }
 
 // obey acts on a signal or a command that the parent passed on. A signal is acknowledged when it has been acted on; one
@@ -51,12 +53,15 @@ func (m *master) obey(ctx context.Context, msg linkMessage) {
 	case syscall.SIGHUP:
 		m.wish(&m.wishes.reload, msg, "Reload")
 	case syscall.SIGTTIN, syscall.SIGTTOU:
-		if m.op != nil && m.op.kind == control.KindUpgrade {
+		switch {
+		case m.op == nil:
+			m.count(msg)
+		case m.op.kind == control.KindUpgrade:
 			m.wishes.count = append(m.wishes.count, msg)
 			m.log.Info("The number of workers changes when the upgrade has ended, also one that is staged: promote or abort it", zap.Stringer("signal", msg.Signal))
-			break
+		default:
+			m.wish(&m.wishes.count, msg, "The change of the number of workers")
 		}
-		m.count(msg)
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
 		if m.state.get() == Stopping && msg.Signal != syscall.SIGQUIT {
 			m.link.ack(msg)
@@ -86,12 +91,19 @@ func (m *master) count(msg linkMessage) {
 	if msg.Signal == syscall.SIGTTOU {
 		by = -1
 	}
-	if n := m.wanted + by; n >= 1 && n <= control.MaxWorkers {
-		m.wanted = n
-		m.note()
-		m.log.Info("Number of workers changed", zap.Int("workers", n))
+	before := m.wanted
+	if m.want(before + by); m.wanted == before {
+		return
+	}
+	m.note()
+	m.log.Info("Number of workers changed", zap.Int("workers", m.wanted))
+	if m.state.get() == Serving && !m.pool.CanScale(m.wanted) {
+		m.log.Info("The surplus workers go when one of those that stay is ready", zap.Int("workers", m.wanted))
 	}
 }
+
+// want sets how many workers there are to be, as near to n as is possible; proceed brings it about.
+func (m *master) want(n int) { m.wanted = min(max(n, 1), control.MaxWorkers) }
 
 // wish notes what is asked for.
 func (m *master) wish(list *[]linkMessage, msg linkMessage, what string) {
@@ -136,8 +148,8 @@ func (m *master) proceed(ctx context.Context) {
 		}
 		m.wishes.reload = nil
 		m.reload(ctx, nil)
-	case m.wanted != len(m.pool.Slots()):
-		m.scale(ctx, nil)
+	case m.wanted != len(m.pool.Slots()) && m.pool.CanScale(m.wanted): // if it cannot now, a worker's change will tell
+		m.scale(ctx, nil, len(m.pool.Slots()))
 	}
 }
 
@@ -183,8 +195,9 @@ func (m *master) command(ctx context.Context, msg linkMessage) {
 			refuse(control.Result{Reason: fmt.Sprintf("%d is no number of workers", c.Workers)})
 			return
 		}
-		m.wanted = c.Workers
-		m.scale(ctx, []uint64{msg.Seq})
+		before := m.wanted
+		m.want(c.Workers)
+		m.scale(ctx, []uint64{msg.Seq}, before)
 	case verbStatus, verbHealth:
 	default:
 		refuse(control.Result{Reason: fmt.Sprintf("this master does not know the command %q", c.Verb)})
@@ -243,11 +256,12 @@ func (m *master) ended(ctx context.Context, err error) {
 	case control.KindAfterPromote:
 		m.afterEnded(op, err)
 	default:
-		if err != nil && op.kind == control.KindScale {
-			m.wanted = len(m.pool.Slots()) // else it is as it was, or what signals have made of it meanwhile
+		if asked, _ := op.waiting(); err != nil && op.kind == control.KindScale && (len(asked) > 0 || !errors.Is(err, workerpool.ErrNoneReady)) {
+			m.want(op.before) // what signals asked for, and cannot be now, stays wanted
 		}
 		if n := op.workers; err == nil && op.kind == control.KindReload && n != m.configured {
-			m.configured, m.wanted = n, n // proceed scales
+			m.configured = n
+			m.want(n) // proceed scales
 		}
 		state := "done"
 		if err != nil {
@@ -292,8 +306,9 @@ func (m *master) helloLimit() time.Duration {
 	return upgrade.DefaultHelloTimeout
 }
 
-// scale brings the number of workers to what is wanted.
-func (m *master) scale(ctx context.Context, answer []uint64) {
+// scale brings the number of workers to what is wanted. If it fails, as many are wanted as before; only a refusal leaves
+// what signals asked for, who are told nothing, to be tried again.
+func (m *master) scale(ctx context.Context, answer []uint64, before int) {
 	n := m.wanted
 	m.log.Info("Scaling", zap.Int("from_workers", len(m.pool.Slots())), zap.Int("workers", n))
 	m.aimed.Store(int64(n))
@@ -301,6 +316,7 @@ func (m *master) scale(ctx context.Context, answer []uint64) {
 		m.begun(m.scaling(n))
 		return m.pool.Scale(ctx, n, m.order("there are to be fewer workers", false))
 	})
+	m.op.before = before
 }
 
 // reload replaces the workers by ones of the release that is there now.

@@ -157,7 +157,8 @@ func (m *master) resume(charge chan struct{}) error {
 	h := m.left
 	defer h.store.close()
 	m.aimed.Store(int64(h.Wanted))
-	m.revision, m.wanted, m.started, m.configured = h.Revision, h.Wanted, h.Wanted, h.Configured
+	m.revision, m.started, m.configured = h.Revision, h.Wanted, h.Configured
+	m.want(h.Wanted)
 	m.link.remember(h.Acked...)
 	if len(h.Facts) == 0 {
 		return errors.New("the ledger tells nothing of its own generation")

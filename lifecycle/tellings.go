@@ -27,7 +27,7 @@ func (m *master) observe(e workerpool.Event) {
 		from = ""
 	}
 	m.probation(e)
-	m.departed(e)
+	m.changed(e)
 	m.emit(control.Event{Kind: control.KindWorker, Generation: e.Generation, Worker: &slot, PID: e.PID, From: from,
 		State: e.State.String(), Reason: e.Reason, TookSeconds: e.Took.Seconds()})
 	m.tally.Load().heed(e, m.emit)

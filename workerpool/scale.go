@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // ErrNoneReady says that none of the workers that would stay takes new connections now.
@@ -43,19 +45,10 @@ func (p *Pool) Scale(ctx context.Context, n int, o Order) error {
 // one of the others to become ready.
 func (p *Pool) shrink(n int, atOnce bool, o Order) ([]*worker, error) {
 	p.mu.Lock()
-	var out []*worker
-	surplus := make(map[*worker]bool)
-	for _, s := range p.slots[n:] {
-		for _, w := range []*worker{s.current, s.next} {
-			if w != nil {
-				out = append(out, w)
-				surplus[w] = true
-			}
-		}
-	}
+	surplus := p.surplus(n)
+	out := slices.Collect(maps.Keys(surplus))
 	if atOnce {
-		stays := p.takes(func(w *worker) bool { return !surplus[w] })
-		if !stays && p.takes(func(w *worker) bool { return surplus[w] }) {
+		if !p.spares(surplus) {
 			p.mu.Unlock()
 			return nil, ErrNoneReady
 		}
@@ -72,6 +65,32 @@ func (p *Pool) shrink(n int, atOnce bool, o Order) ([]*worker, error) {
 		w.order(o)
 	}
 	return out, nil
+}
+
+// CanScale tells whether Scale to n would not be refused now with ErrNoneReady. What it depends on are the states of the
+// workers, so whoever is told of their changes can wait for it.
+func (p *Pool) CanScale(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return n >= len(p.slots) || p.spares(p.surplus(n))
+}
+
+// surplus returns the workers of the slots from n on. The lock is held.
+func (p *Pool) surplus(n int) map[*worker]bool {
+	ws := make(map[*worker]bool)
+	for _, s := range p.slots[n:] {
+		for _, w := range []*worker{s.current, s.next} {
+			if w != nil {
+				ws[w] = true
+			}
+		}
+	}
+	return ws
+}
+
+// spares tells whether others take new connections than these workers, or these take none either. The lock is held.
+func (p *Pool) spares(these map[*worker]bool) bool {
+	return p.takes(func(w *worker) bool { return !these[w] }) || !p.takes(func(w *worker) bool { return these[w] })
 }
 
 // takes tells whether a worker that matches takes the new connections of this generation, and goes on to. The lock is
