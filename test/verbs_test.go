@@ -86,12 +86,20 @@ func TestVerbs_OneAtATime(t *testing.T) {
 	} {
 		t.Run(verbs[0][0]+" and "+strings.Join(verbs[1], " "), func(t *testing.T) {
 			t.Parallel()
-			s := start(t, options{flags: []string{"--before-start", "test $GAPLESS_GENERATION$GAPLESS_REVISION = 11 || sleep 1"}})
+			held := filepath.Join(t.TempDir(), "held") // the step lasts until it is removed
+			if err := os.WriteFile(held, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, options{flags: []string{"--before-start",
+				"test $GAPLESS_GENERATION$GAPLESS_REVISION = 11 || while test -e '" + held + "'; do sleep 0.05; done"}})
 			first := s.verbLater(verbs[0][0])
 			s.becomes("it is under way", func(st control.Status) bool { return st.State != control.StateServing })
 			second := s.verb(verbs[1][0], verbs[1][1:]...).demand(t, 1)
 			if !strings.Contains(second.stderr, "busy") || second.stdout != "" {
 				t.Errorf("the second was told %q", second.stderr)
+			}
+			if err := os.Remove(held); err != nil {
+				t.Fatal(err)
 			}
 			first.wait().demand(t, 0)
 			generation, revision := 2, 1
