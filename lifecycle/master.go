@@ -297,6 +297,9 @@ func (m *master) live(ctx context.Context, charge chan struct{}) error {
 		case <-tickOf(m.herald.patience):
 			_ = m.herald.tell(extension())
 		case err := <-done:
+			if err == nil && stopped {
+				err = errStopped // it came when nothing was left to cancel
+			}
 			if err == nil && m.pred != nil {
 				err = m.takeCharge(start, charge)
 			}
