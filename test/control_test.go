@@ -51,26 +51,36 @@ type running struct {
 	t        testing.TB
 	verb     string
 	cmd      *exec.Cmd
-	out, err bytes.Buffer
+	out, err bytes.Buffer // read when done is closed
+	done     chan struct{}
+	ended    error // of cmd.Wait; read when done is closed
 }
 
-// verbLater starts a verb; wait must be called.
+// verbLater starts a verb. Who does not call wait leaves it to the end of the test, which ends it.
 func (s *server) verbLater(verb string, args ...string) *running {
 	s.t.Helper()
-	r := &running{t: s.t, verb: verb}
+	r := &running{t: s.t, verb: verb, done: make(chan struct{})}
 	r.cmd = exec.Command(built.gapless, append([]string{verb, "--control", s.socket()}, args...)...)
 	r.cmd.Env = append(r.cmd.Environ(), raceOptions)
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.err
 	if err := r.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	started.Store(r.cmd.Process.Pid, true)
+	go func() {
+		defer close(r.done)
+		r.ended = r.cmd.Wait()
+	}()
+	s.t.Cleanup(func() {
+		_ = r.cmd.Process.Kill() // mostly it has ended
+		<-r.done
+	})
 	return r
 }
 
 func (r *running) wait() said {
 	r.t.Helper()
-	err := r.cmd.Wait()
+	<-r.done
+	err := r.ended
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		r.t.Fatal(err)

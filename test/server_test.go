@@ -291,8 +291,7 @@ func (s *server) end() {
 	}
 }
 
-// reapOrphans waits for the dead that came to this process as subreaper. It does not take what exec.Cmd waits for:
-// those are waited for without pause.
+// reapOrphans waits for the dead that came to this process as subreaper. It does not take what exec.Cmd waits for.
 func reapOrphans() {
 	for _, p := range orphanZombies() {
 		_, _ = unix.Wait4(p, nil, unix.WNOHANG, nil)
