@@ -27,7 +27,7 @@ test: ## Run all tests in their reduced counts
 	$(GO) test -race -shuffle=on -parallel 4 -timeout 60m $(TESTFLAGS) ./... # mostly they wait, so more at a time than cores
 
 soak: ## Run all tests in their full counts (takes long)
-	GAPLESS_SOAK=1 $(GO) test -race -shuffle=on -parallel 4 -timeout 120m -v ./test/... ./upgrade/... .
+	GO=$(GO) .ci/soak -parallel 4 -timeout 120m $(TESTFLAGS) ./test/... ./upgrade/... .
 
 bench: build ## Print the figures of the README (nothing else should run meanwhile)
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/bench
