@@ -86,6 +86,7 @@ type queued struct {
 // What waits at the lane of a worker that is killed is passed on: through the queue to workers that take handoffs, by a
 // relay to those of a foreign command.
 func TestLanes_WhatADeadWorkerHadNotAcceptedIsPassedOn(t *testing.T) {
+	t.Parallel()
 	for _, program := range []string{"built-in app", "node", "uvicorn"} {
 		t.Run(program, func(t *testing.T) {
 			o := options{flags: []string{"-w", "2"}, env: []string{"E2E_STARTUP=0"}}

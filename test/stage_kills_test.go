@@ -188,6 +188,7 @@ func TestStageKills_Parent(t *testing.T) {
 // Masters that die while it is being decided who serves: one generation has everything, nothing of the other is left, and the
 // status tells which. No client notices, as no worker dies before it has drained.
 func TestStageKills_MastersAtATurn(t *testing.T) {
+	t.Parallel()
 	for n, victims := range []string{"the staged master", "the master in charge", "both masters"} {
 		for i, phase := range parentPhases[len(parentPhases)-3:] {
 			if !soak && i != n {
