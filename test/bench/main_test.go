@@ -3,20 +3,13 @@
 package bench
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
-
-	"gapless"
-	"gapless/internal/app"
 )
 
 // built is what TestMain has made for all benchmarks.
@@ -28,13 +21,6 @@ var built struct {
 
 // report collects the lines that are printed at the end, in one piece.
 var report []string
-
-// The roles of this binary.
-const (
-	roleVariable = "BENCH_ROLE" // not GAPLESS_…: workers get none of those
-	roleBare     = "bare"       // net/http alone
-	roleWrapped  = "wrapped"    // the same server through gapless.Serve
-)
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVariable); role != "" {
@@ -95,25 +81,4 @@ func say(what, figure, target string, met bool) {
 		line += fmt.Sprintf("   target %-12s %s", target, verdict)
 	}
 	report = append(report, line)
-}
-
-// play is this binary as a server. Both roles are the same server with the same handler. The bare one calls nothing of
-// package gapless, which would begin to listen for signals.
-func play(role string) error {
-	switch role {
-	case roleWrapped:
-		return gapless.Serve(&http.Server{Handler: app.New(app.Info{Generation: gapless.Generation(), PID: os.Getpid()})})
-	case roleBare:
-		// Not MPTCP, Go's default, as gapless's sockets are not: that would be a difference of protocols.
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false)
-		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		fmt.Println(l.Addr())
-		srv := &http.Server{Handler: app.New(app.Info{PID: os.Getpid()})}
-		return srv.Serve(l)
-	}
-	return errors.New("unknown role " + role)
 }

@@ -67,11 +67,11 @@ func run(b testing.TB, env []string, flags []string, command ...string) *server 
 	return s
 }
 
-// bare starts the handler in one plain net/http process.
-func bare(b testing.TB) *server {
+// bare starts the handler in one plain net/http process, or in the role that env names.
+func bare(b testing.TB, env ...string) *server {
 	b.Helper()
 	s := &server{b: b, cmd: exec.Command(built.self)}
-	s.cmd.Env = append(os.Environ(), roleVariable+"="+roleBare)
+	s.cmd.Env = append(append(os.Environ(), roleVariable+"="+roleBare), env...)
 	// A session of its own, as workers have and as an init system would give it: the kernel shares the processors out
 	// by sessions first (sched_autogroup_enabled), and one with the load generator is worth 5 % more requests.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
