@@ -177,10 +177,11 @@ func (p *Pool) ReloadAll(ctx context.Context, r Recipe, retire func() error, o O
 			switch {
 			case err != nil:
 				s.recipe = before[s]
-			case s.next != nil:
+			default:
 				if s.current != nil {
 					old = append(old, s.current)
 				}
+				// None is left where the new one was ready and has died since: the old one has no share any more either.
 				s.current, s.next = s.next, nil
 			}
 		}

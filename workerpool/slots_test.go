@@ -329,3 +329,49 @@ func TestPool_AScaledDownSlotEndsTheWorkerUnderWay(t *testing.T) {
 		w.verify()
 	})
 }
+
+// A new worker that was ready and has died before the last of the others was: its predecessor has lost its share as well, so
+// it goes, and the slot gets another one.
+func TestPool_AReloadOfAllRestartsAWorkerThatDiedBeforeItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var first bool
+		w, m := started(t, 2, func(p *program) error {
+			p.exitOn(syscall.SIGTERM, 0)
+			p.serving = p.env("REVISION") != "2"
+			if p.serving {
+				return nil
+			}
+			took := 2 * time.Second
+			if p.slot == 0 {
+				took = 0
+				if !first {
+					first = true
+					time.AfterFunc(time.Second, func() { p.die(exited3) })
+				}
+			}
+			time.AfterFunc(took, p.serve)
+			return nil
+		})
+		recipe := Recipe{Revision: 2, Launch: func(slot int, s []Socket) (Launch, error) {
+			l, err := m.cfg.Launch(slot, s)
+			l.Env = append(l.Env, "REVISION=2")
+			return l, err
+		}}
+		if err := m.ReloadAll(t.Context(), recipe, func() error { return nil }, Order{Timeout: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Minute)
+		for slot := range 2 {
+			if pids := w.pids(slot); len(pids) != 1 {
+				t.Errorf("in slot %d run %v", slot, pids)
+			}
+		}
+		for _, i := range m.Workers() {
+			if i.Revision != 2 || i.State != Ready {
+				t.Errorf("left is %+v", i)
+			}
+		}
+		m.end()
+		w.verify()
+	})
+}
