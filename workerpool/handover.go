@@ -208,24 +208,16 @@ func (p *Pool) Adopt(records []Record) {
 }
 
 func (p *Pool) adopt(r *Record) error {
-	pidfd := r.take(kindPIDFD)
-	if pidfd == nil {
-		return fmt.Errorf("no pidfd came with it")
-	}
-	proc, err := p.cfg.Spawner.Attach(r.PID, pidfd)
+	w, err := p.attach(r, false)
 	if err != nil {
 		return err
 	}
-	w := newWorker(p, r.Info, proc)
 	w.wasUp = true // what it was is its own generation's history; nobody waits for it
-	if err := w.takeOver(r, nil); err != nil {
-		return err
-	}
 	p.run(w)
 	return nil
 }
 
-// takeOver gives the worker what its record tells and holds.
+// takeOver gives the worker what its record tells and holds. After an error the worker is to be closed.
 func (w *worker) takeOver(r *Record, onLine func([]byte)) (err error) {
 	p := w.pool
 	w.due, w.gets, w.takesDrain, w.tellsItself = r.Due, r.Progress, r.TakesDrain, r.Tells
@@ -244,6 +236,8 @@ func (w *worker) takeOver(r *Record, onLine func([]byte)) (err error) {
 	if so, se := r.take(kindStdout), r.take(kindStderr); so != nil && se != nil {
 		w.out = resumeOutput(so, se, r.Partial, onLine)
 		p.route(w.out, r.Info)
+	} else {
+		packet.CloseAll([]*os.File{so, se})
 	}
 	return nil
 }

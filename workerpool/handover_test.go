@@ -301,6 +301,38 @@ func TestPool_AdoptCopesWithWhatIsMissing(t *testing.T) {
 	}
 }
 
+// A worker whose descriptors are of no use is not adopted, and nothing of it stays open.
+func TestPool_AdoptLetsGoOfWhatItCannotUse(t *testing.T) {
+	w, old := started(t, 1, nil)
+	records, err := old.Freeze()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.leave()
+	r := &records[0]
+	r.take(kindChannel).Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.add(kindChannel, null)
+	next := w.newMaster(2, nil)
+	next.Adopt(records)
+	if len(next.Workers()) != 0 {
+		t.Errorf("adopted %+v", next.Workers())
+	}
+	w.alive()[0].die(exited3)
+	next.end()
+	old.end()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for pid, p := range w.programs {
+		if p.holders != 0 {
+			t.Errorf("%d handles of process %d are open", p.holders, pid)
+		}
+	}
+}
+
 // An earlier master may have had no channel: then the stop signal is all that there is.
 func TestPool_AdoptsAWorkerWithoutAChannel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

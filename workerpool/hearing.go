@@ -3,6 +3,7 @@ package workerpool
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"gapless/internal/channel"
@@ -114,6 +115,26 @@ func (w *worker) tellOwner(ctx context.Context, said any) {
 		case w.said <- said:
 		default:
 		}
+	}
+}
+
+// lineMatcher returns what is told of each line that the worker prints, and passes on the first that says that it is ready.
+func (w *worker) lineMatcher() func(line []byte) {
+	re := w.pool.cfg.Readiness.Line
+	if re == nil {
+		return func([]byte) {}
+	}
+	var once sync.Once
+	return func(line []byte) {
+		if !re.Match(line) {
+			return
+		}
+		once.Do(func() {
+			select {
+			case w.said <- matched{}:
+			case <-w.proc.Done(): // the owner may not listen any more, and waits for the output's end
+			}
+		})
 	}
 }
 

@@ -116,6 +116,11 @@ func (o *output) finish(grace time.Duration) {
 	})
 	defer t.Stop()
 	o.wait()
+	o.close()
+}
+
+// close closes pipes that no pump reads from.
+func (o *output) close() {
 	for _, s := range o.streams {
 		s.r.Close()
 	}

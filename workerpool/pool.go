@@ -207,20 +207,15 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	cleanup = append(cleanup, func() { ch.Close() })
 	l.Extra = append(l.Extra, Extra{"GAPLESS_CHANNEL", theirs})
 
-	var heard func()
+	var heard func(line []byte) // set once the worker is there; nothing is read before
 	var out *output
 	if p.cfg.Readiness.Mode == ReadyLog || p.cfg.Prefix {
-		var once sync.Once
-		heard = func() {}
 		var stdout, stderr *os.File
-		out, stdout, stderr, err = newOutput(func(line []byte) {
-			if re := p.cfg.Readiness.Line; re != nil && re.Match(line) {
-				once.Do(func() { heard() })
-			}
-		})
+		out, stdout, stderr, err = newOutput(func(line []byte) { heard(line) })
 		if err != nil {
 			return nil, err
 		}
+		cleanup = append(cleanup, out.close)
 		defer stdout.Close()
 		defer stderr.Close()
 		l.Stdout, l.Stderr = stdout, stderr
@@ -235,9 +230,7 @@ func (p *Pool) launch(slot int, r Recipe) (w *worker, err error) {
 	w = newWorker(p, info, proc)
 	w.ch, w.notify, w.out, w.inodes = ch, ns, out, inodes
 	w.given.Adapter, w.given.command = l.Adapter, l.Args
-	if heard != nil {
-		heard = func() { w.said <- matched{} } // once, so the buffer has room unless the worker floods its channel too
-	}
+	heard = w.lineMatcher()
 	p.keep(w)
 	return w, nil
 }

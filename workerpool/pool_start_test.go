@@ -183,6 +183,28 @@ func TestPool_StartReportsWhatTheWorkerPrintedLast(t *testing.T) {
 	w.verify()
 }
 
+// The pipes of a worker that never began are closed with it, lest every attempt to restart it costs two more descriptors.
+func TestPool_AFailedStartClosesItsPipes(t *testing.T) {
+	w := newWorld(t)
+	var stdout *os.File
+	w.script = func(p *program) (err error) {
+		if stdout, err = packet.Dup(p.launch.Stdout, "worker's end"); err != nil {
+			return err
+		}
+		return syscall.ENOENT
+	}
+	m := w.newMaster(1, func(c *Config) { c.Prefix = true })
+	if err := m.Start(t.Context(), 1); !errors.Is(err, syscall.ENOENT) {
+		t.Fatalf("got %v", err)
+	}
+	defer stdout.Close()
+	if _, err := stdout.WriteString("hello"); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("somebody still has the pipe open: %v", err)
+	}
+	m.end()
+	w.verify()
+}
+
 func mustReadiness(t *testing.T, text string) Readiness {
 	t.Helper()
 	r, err := ParseReadiness(text)

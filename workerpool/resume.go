@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"gapless/internal/channel"
@@ -126,8 +125,9 @@ func (p *Pool) Resume(n int, r Recipe, records []Record, o Order) {
 	}
 }
 
-// attach makes a worker of a record.
-func (p *Pool) attach(r *Record) (*worker, error) {
+// attach makes a worker of a record. With watched it may still be seen to wait for connections, and to become ready by that
+// or by a line that it prints.
+func (p *Pool) attach(r *Record, watched bool) (*worker, error) {
 	f := r.take(kindPIDFD)
 	if f == nil {
 		return nil, errors.New("no pidfd came with it")
@@ -137,28 +137,24 @@ func (p *Pool) attach(r *Record) (*worker, error) {
 		return nil, err
 	}
 	w := newWorker(p, r.Info, proc)
-	w.inodes = make(map[uint64]bool)
-	for _, inode := range r.Inodes {
-		w.inodes[inode] = true
-	}
 	var onLine func([]byte)
-	if re := p.cfg.Readiness.Line; re != nil {
-		var once sync.Once
-		onLine = func(line []byte) {
-			if re.Match(line) {
-				once.Do(func() { w.said <- matched{} })
-			}
+	if watched {
+		w.inodes = make(map[uint64]bool)
+		for _, inode := range r.Inodes {
+			w.inodes[inode] = true
 		}
+		onLine = w.lineMatcher()
 	}
 	if err := w.takeOver(r, onLine); err != nil {
-		return nil, errors.Join(fmt.Errorf("worker %s: %w", r.ID, err), proc.Close())
+		w.close()
+		return nil, fmt.Errorf("worker %s: %w", r.ID, err)
 	}
 	return w, nil
 }
 
 // resume goes on with a worker in its slot.
 func (p *Pool) resume(s *slot, r *Record) error {
-	w, err := p.attach(r)
+	w, err := p.attach(r, true)
 	if err != nil {
 		return err
 	}
@@ -182,7 +178,7 @@ func (p *Pool) resume(s *slot, r *Record) error {
 
 // retire takes over a worker that only drains.
 func (p *Pool) retire(r *Record, o Order) error {
-	w, err := p.attach(r)
+	w, err := p.attach(r, true)
 	if err != nil {
 		return err
 	}
