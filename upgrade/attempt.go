@@ -79,10 +79,12 @@ func (a *Attempt) Run(ctx context.Context) error {
 	// Our own copy of the new master's end: the last word on it is ours, and says that nothing comes after.
 	err = a.Handover.AddFile(successorFile, theirs)
 	own, ownErr := packet.New(theirs)
+	if ownErr == nil {
+		defer own.Close()
+	}
 	if err = errors.Join(err, ownErr); err != nil {
 		return a.aborted(err.Error(), nil, err)
 	}
-	defer own.Close()
 	if err := send(a.conn, wire{Kind: kindOffer, Offer: &a.Offer}); err != nil {
 		return a.aborted(err.Error(), nil, err)
 	}

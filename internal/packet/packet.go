@@ -76,11 +76,12 @@ func (c *Conn) TrySend(v any) error {
 		return err
 	}
 	var sendErr error
-	err = raw.Write(func(fd uintptr) bool {
+	// Not by raw.Write, which fails without a look when a deadline of an earlier Send has passed.
+	err = raw.Control(func(fd uintptr) {
 		for {
 			_, sendErr = unix.SendmsgN(int(fd), data, nil, nil, unix.MSG_DONTWAIT)
 			if !errors.Is(sendErr, syscall.EINTR) {
-				return true
+				return
 			}
 		}
 	})

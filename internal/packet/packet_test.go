@@ -148,6 +148,12 @@ func TestConn_TrySendDoesNotWaitForRoom(t *testing.T) {
 	if err := a.TrySend(message{"again", 0}); err != nil {
 		t.Errorf("when there is room again: %v", err)
 	}
+	if err := a.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.TrySend(message{"behind a Send's deadline", 0}); err != nil {
+		t.Errorf("what does not wait is not late: %v", err)
+	}
 	b.Close()
 	if err := a.TrySend(message{"late", 0}); err == nil || errors.Is(err, packet.ErrFull) {
 		t.Errorf("to a closed end: %v", err)
