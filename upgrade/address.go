@@ -174,7 +174,7 @@ func parseUnix(path string) (canonical, reason string) {
 		return "", "unix: needs a path: write unix:/run/app.sock or unix:@NAME"
 	}
 	if !strings.HasPrefix(path, "@") {
-		if strings.HasSuffix(path, "/") {
+		if last := path[strings.LastIndex(path, "/")+1:]; last == "" || last == "." || last == ".." {
 			return "", "it names a directory: add the name of the socket file"
 		}
 		abs, err := filepath.Abs(path)

@@ -133,7 +133,7 @@ func TestNameAddresses(t *testing.T) {
 }
 
 func FuzzParseAddress(f *testing.F) {
-	for _, seed := range []string{":8000", "api=[::1]:80", "unix:/a=b", "unix:@x", "fd:n", "localhost:http", "[fe80::1%lo]:1", "=", "a=b=c:1"} {
+	for _, seed := range []string{":8000", "api=[::1]:80", "unix:/a=b", "unix:@x", "unix:/.", "unix:run/..", "fd:n", "localhost:http", "[fe80::1%lo]:1", "=", "a=b=c:1"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
