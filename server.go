@@ -129,11 +129,20 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			c.isHTTP2()
 		}
 	}
-	// Asked to upgrade the connection, the program sets this header itself.
-	upgrade := r.Header["Upgrade"] != nil && r.ProtoMajor == 1
-	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves || s.broken.Load()) && !upgrade {
+	if m := s.mode.Load(); m != modeServing && (m != modeHanding || !moves || s.broken.Load()) {
+		if r.Header["Upgrade"] != nil && r.ProtoMajor == 1 {
+			u := &upgradeWriter{ResponseWriter: w}
+			s.serve(u, r)
+			u.begin(http.StatusOK) // the program has written nothing
+			return
+		}
 		w.Header().Set("Connection", "close") // on HTTP/2 net/http makes a GOAWAY of it
 	}
+	s.serve(w, r)
+}
+
+// serve has the program answer a request.
+func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 	if s.star && r.Method == http.MethodOptions && r.RequestURI == "*" {
 		optionsStar(w, r)
 		return
