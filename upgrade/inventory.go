@@ -203,6 +203,10 @@ func (inv *Inventory) Take(address string, n int) ([]*Lane, error) {
 	for _, l := range g.lanes {
 		if len(taken) < n && l.state == LaneFree && !g.marked(l) {
 			taken = append(taken, l)
+			// Its last worker may have cleared O_NONBLOCK, which stays as it is from now on: workers may share the lane.
+			if err := prepareInherited(l.file); err != nil {
+				return nil, fmt.Errorf("reuse %s: %w", l.name, err)
+			}
 			// Its last worker may have changed the backlog. One that was shut down is left to the watcher.
 			if r, err := read(l.file); err == nil && r.state == tcpListening {
 				if err := listenAgain(l.file); err != nil {

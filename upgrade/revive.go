@@ -73,6 +73,9 @@ func Revive(files Files, b Bequest, claims []Address, mode Mode, opts InventoryO
 // welcome puts the lanes of a revived address in order.
 func (inv *Inventory) welcome(g *group) {
 	for _, l := range g.lanes {
+		if err := prepareInherited(l.file); err != nil { // as its last worker left it, which may have been of another command
+			inv.log.Warn("Workers may be held up", zap.String("lane", l.name), zap.Error(err))
+		}
 		if err := admitAgain(l.file); err != nil { // it may have been killed while it stopped
 			inv.log.Warn("Clients may be refused", zap.String("lane", l.name), zap.Error(err))
 		}

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // everyday and full are the numbers of program replacements under load: the full one where GAPLESS_SOAK is set.
@@ -165,6 +167,29 @@ func TestLane_NeverBlocks(t *testing.T) {
 		if _, err := listener.Accept(); err == nil {
 			t.Error("accepted")
 		}
+	}
+}
+
+// TestLane_IsAsNewWhenItIsReused: a worker may have had the lane block, which is nothing to whoever gets it next.
+func TestLane_IsAsNewWhenItIsReused(t *testing.T) {
+	inv := claim(t, "127.0.0.1:0", ModeSteered)
+	first := take(t, inv, 1)[0]
+	if err := withFd(first.File(), func(fd int) error { return unix.SetNonblock(fd, false) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := inv.Release(first.Name()); err != nil {
+		t.Fatal(err)
+	}
+	again := take(t, inv, 1)[0]
+	err := withFd(again.File(), func(fd int) error {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if flags&unix.O_NONBLOCK == 0 {
+			t.Error("it blocks")
+		}
+		return err
+	})
+	if err != nil || again != first {
+		t.Fatalf("%s became %s: %v", first.Name(), again.Name(), err)
 	}
 }
 

@@ -93,10 +93,13 @@ func (s Step) surroundings(dir int) error {
 	if err := unix.Fchdir(dir); err != nil {
 		return fmt.Errorf("change to the working directory: %w", err)
 	}
-	// This belongs to all holders of a socket together, and any of them may have changed it.
-	for i := range s.Names {
-		if err := unix.SetNonblock(FirstFD+i, !s.Blocking); err != nil {
-			return fmt.Errorf("set whether socket %s blocks: %w", s.Names[i], err)
+	// O_NONBLOCK belongs to all holders of a socket together. It is never set here: sockets come with it, and where it is gone
+	// another worker has cleared it that shares the socket, and that would fail if accept(2) did not wait any more.
+	if s.Blocking {
+		for i, name := range s.Names {
+			if err := unix.SetNonblock(FirstFD+i, false); err != nil {
+				return fmt.Errorf("have socket %s block: %w", name, err)
+			}
 		}
 	}
 	// Go raised its own soft limit and would give the command the one that the parent was started with. A server

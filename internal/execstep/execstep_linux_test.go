@@ -213,6 +213,25 @@ func TestStep_WithoutSocketsSaysNothingOfThem(t *testing.T) {
 	}
 }
 
+// Another worker may share the socket and wait in accept(2): it must not find there, all at once, that nothing is there.
+func TestStep_LeavesASocketThatBlocks(t *testing.T) {
+	for name, path := range map[string]string{"by an exec": self(t), "without one": OwnBinary} {
+		t.Run(name, func(t *testing.T) {
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fds[1])
+			socket := os.NewFile(uintptr(fds[0]), "socket")
+			defer socket.Close()
+			found(t, Step{Path: path, Names: []string{"http"}}, "/", nil, socket)
+			if flags, err := unix.FcntlInt(uintptr(fds[0]), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+				t.Errorf("flags %#x, %v", flags, err)
+			}
+		})
+	}
+}
+
 func TestStep_SetsTheLimitOnOpenFiles(t *testing.T) {
 	var lim syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
