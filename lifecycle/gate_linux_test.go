@@ -160,6 +160,63 @@ func TestGate_TheLastLaneStaysForTheNextWorker(t *testing.T) {
 	}
 }
 
+// When all have died one lane stays, and the next worker to start gets it. If another is ready sooner, new clients do not
+// wait for that one.
+func TestGate_NobodyWaitsForAWorkerThatStartsWhileAnotherIsReady(t *testing.T) {
+	g := newTestGate(t, upgrade.ModeSteered)
+	a, b := readyWorker(t, g, 0), readyWorker(t, g, 1)
+	g.Release(a, workerpool.Ready)
+	g.Release(b, workerpool.Ready)
+	wantActive(t, g.inv, "after both crashes", b.Lanes[0])
+	slow, quick := startWorker(t, g, 0), startWorker(t, g, 1)
+	if slow.Lanes[0] != b.Lanes[0] {
+		t.Fatalf("the next worker got lane %s; clients wait on %s", slow.Lanes[0], b.Lanes[0])
+	}
+	if err := g.Admit(quick); err != nil {
+		t.Fatal(err)
+	}
+	wantActive(t, g.inv, "with one ready", quick.Lanes[0])
+	if err := g.Admit(slow); err != nil {
+		t.Fatal(err)
+	}
+	wantActive(t, g.inv, "with both ready", slow.Lanes[0], quick.Lanes[0])
+}
+
+// The share of a staged generation is exact from the first own worker that is ready again.
+func TestGate_AStagedShareIsExactWhileTheOwnWorkersStartAgain(t *testing.T) {
+	g := newTestGate(t, upgrade.ModeSteered)
+	a, b := readyWorker(t, g, 0), readyWorker(t, g, 1)
+	names, _, err := g.lend("http", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.beginStage(names); err != nil {
+		t.Fatal(err)
+	}
+	g.Release(a, workerpool.Ready)
+	g.Release(b, workerpool.Ready)
+	if err := g.shift(10); err != nil {
+		t.Fatal(err)
+	}
+	wantActive(t, g.inv, "with nobody else ready", names...)
+	slow, quick := startWorker(t, g, 0), startWorker(t, g, 1)
+	for _, next := range []workerpool.Info{quick, slow} {
+		if err := g.Admit(next); err != nil {
+			t.Fatal(err)
+		}
+		sum, staged := 0, 0
+		for _, l := range g.inv.Lanes("http") {
+			sum += l.Weight()
+			if slices.Contains(names, l.Name()) {
+				staged += l.Weight()
+			}
+		}
+		if staged*10 != sum {
+			t.Errorf("with worker %d ready the staged lanes have %d of %d, want 10 %%", next.Slot, staged, sum)
+		}
+	}
+}
+
 func TestGate_WithdrawTakesALaneOutButNotTheLast(t *testing.T) {
 	g := newTestGate(t, upgrade.ModeSteered)
 	a, b := readyWorker(t, g, 0), readyWorker(t, g, 1)

@@ -85,12 +85,17 @@ func (g *gate) weights(address string) map[string]int {
 }
 
 // steer gives every lane the weight that it should have, by one change of each address's program, and is the only way in
-// which a ready lane gets one. The lock is held.
+// which a ready lane gets one. A lane that nobody is ready at, and that only stayed in because all of its address were like
+// that, leaves as soon as somebody is ready elsewhere: new clients need not wait for its worker. The lock is held.
 func (g *gate) steer() error {
 	activate := make(map[string]int)
 	var withdraw []string
 	for _, a := range g.inv.Addresses() {
 		want := g.weights(a.Name)
+		taken := false // somebody gets this address's new connections
+		for _, weight := range want {
+			taken = taken || weight > 0
+		}
 		for _, l := range g.inv.Lanes(a.Name) {
 			weight, known := want[l.Name()]
 			beside := false
@@ -100,7 +105,7 @@ func (g *gate) steer() error {
 			switch active := l.State() == upgrade.LaneActive; {
 			case weight > 0 && (!active || l.Weight() != weight):
 				activate[l.Name()] = weight
-			case weight == 0 && active && (known || beside):
+			case weight == 0 && active && (known || beside || taken):
 				withdraw = append(withdraw, l.Name())
 			}
 		}
