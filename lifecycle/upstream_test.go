@@ -242,8 +242,17 @@ func TestWatchdog_BeatsWhileAllIsWell(t *testing.T) {
 		if got := pass(20*time.Second, hangs); len(got) != 0 {
 			t.Errorf("without an answer: %v", got)
 		}
-		if got := pass(10*time.Second, well); len(got) != 2 {
+		// From then on it comes as often as before, and the first within the span after a last one.
+		if got := pass(11*time.Second, well); len(got) < 2 || got[0] > 52*time.Second+span/4 {
 			t.Errorf("when it is well again: %v", got)
+		}
+		asked := 0
+		once := func(context.Context) bool { asked++; return asked != 2 }
+		got := pass(3*span, once)
+		for i := range got[1:] {
+			if got[i+1]-got[i] > 7*span/8 {
+				t.Errorf("with one bad moment: %v", got)
+			}
 		}
 		stop()
 		if err := <-done; !errors.Is(err, context.Canceled) {

@@ -7,7 +7,8 @@ import (
 
 // watchdog tells the service manager above that all is well, as WatchdogSec= asks for it: twice in each span, and only while
 // the master in charge answers and a worker of its generation is ready; while a dead one's place is taken, the parent knows
-// that workers live. Without an answer nothing is said, and the manager does what it was told to do about that.
+// that workers live. Without an answer nothing is said, and the manager does what it was told to do about that; a bad moment
+// does not cost the service, as the question comes again before the span is over.
 type watchdog struct {
 	span    time.Duration // WATCHDOG_USEC
 	healthy func(ctx context.Context) bool
@@ -16,20 +17,23 @@ type watchdog struct {
 
 // run beats until ctx ends.
 func (w watchdog) run(ctx context.Context) error {
-	tick := time.NewTicker(max(w.span/2, 1))
-	defer tick.Stop()
+	next := time.NewTimer(w.span / 2)
+	defer next.Stop()
 	for {
 		select {
-		case <-tick.C:
-			// An answer that takes longer is none: the next question comes before the span is over.
-			ask, cancel := context.WithTimeout(ctx, max(w.span/4, 1))
-			if w.healthy(ask) {
-				w.beat()
-			}
-			cancel()
+		case <-next.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		// An answer that takes longer is none: two more questions come before the span is over.
+		ask, cancel := context.WithTimeout(ctx, max(w.span/8, 1))
+		pause := max(w.span/8, 1)
+		if w.healthy(ask) {
+			w.beat()
+			pause = max(w.span/2, 1)
+		}
+		cancel()
+		next.Reset(pause)
 	}
 }
 
