@@ -89,7 +89,12 @@ func (g *gate) Sockets(int) ([]workerpool.Socket, error) {
 
 func (g *gate) take(address string) (workerpool.Socket, error) {
 	if s, ok := g.shared[address]; ok {
-		return s, nil
+		if !g.isFree(s.Lane) {
+			return s, nil
+		}
+		// All that shared it have died while others of the address, as of a staged generation, were in the program: it is
+		// anybody's now.
+		delete(g.shared, address)
 	}
 	if g.inv == nil {
 		granted := g.granted[address]
@@ -115,6 +120,15 @@ func (g *gate) take(address string) (workerpool.Socket, error) {
 		g.shared[address] = s
 	}
 	return s, nil
+}
+
+// isFree tells whether a lane may be taken by anybody. The lock is held.
+func (g *gate) isFree(lane string) bool {
+	if g.inv == nil {
+		return false // granted for this generation
+	}
+	l := g.inv.Lane(lane)
+	return l != nil && l.State() == upgrade.LaneFree
 }
 
 func socketOf(l *upgrade.Lane) workerpool.Socket {

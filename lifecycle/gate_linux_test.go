@@ -341,3 +341,27 @@ func TestGate_TakingChargeSweepsTheLanesOfTheDead(t *testing.T) {
 	wantActive(t, g.inv, "after the commit", names...)
 	wantFree(t, g.inv, dead.Lanes[0])
 }
+
+// While a staged generation has a share, the lane that all workers of the one in charge had is freed when they have died: those
+// that replace them need one that may become active.
+func TestGate_SharedWorkersThatDieBesideAStagedGenerationAreReplaced(t *testing.T) {
+	g := newTestGate(t, upgrade.ModeShared)
+	old := readyWorker(t, g, 0)
+	lent, _, err := g.lend("http", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.beginStage(lent); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.shift(10); err != nil {
+		t.Fatal(err)
+	}
+	g.Release(old, workerpool.Ready)
+	wantActive(t, g.inv, "when all have died", lent...)
+	next := readyWorker(t, g, 0)
+	wantActive(t, g.inv, "when one is back", append(slices.Clone(next.Lanes), lent...)...)
+	if another := readyWorker(t, g, 1); !slices.Equal(another.Lanes, next.Lanes) {
+		t.Errorf("lanes %v and %v, want the same", another.Lanes, next.Lanes)
+	}
+}
