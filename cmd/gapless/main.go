@@ -122,6 +122,7 @@ func newParser(grammar any, stdout, stderr io.Writer, exit func(int)) (*kong.Kon
 		valueMappers(),
 		kong.NamedMapper("user", kong.MapperFunc(decodeUser)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ValueFormatter(func(v *kong.Value) string { return v.Help }), // every variable is named after its flag, which run's help says once
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 	)

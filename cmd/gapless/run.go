@@ -31,51 +31,51 @@ const (
 
 // runCmd is `gapless run`. A master parses the same command line as its parent did.
 type runCmd struct {
-	Config string `placeholder:"FILE" help:"A YAML file with the same names; flags beat the environment, which beats the file. Read anew by every upgrade and reload."`
+	Config string `placeholder:"FILE" help:"A YAML file with the same names; flags beat variables (GAPLESS_WORKERS), which beat the file. Read anew by every upgrade and reload."`
 
-	Workers string   `short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; default 1; auto: as many as there are usable CPUs."`
-	Host    string   `placeholder:"HOST" help:"With --port, short for one --listen; default 127.0.0.1."`
-	Port    *int     `placeholder:"PORT" help:"The port; default 8000, 0 lets the kernel choose."`
-	Listen  []string `placeholder:"[NAME=]ADDR" sep:"none" help:"Repeatable: :8000, 10.0.0.1:80, [::]:443, unix:/run/app.sock, or fd:NAME for a socket from systemd."`
-	Accept  string   `enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
+	Listen []string `group:"Listening" placeholder:"[NAME=]ADDR" sep:"none" help:"Repeatable: :8000, 10.0.0.1:80, [::]:443, unix:/run/app.sock, or fd:NAME for a socket from systemd."`
+	Host   string   `group:"Listening" placeholder:"HOST" help:"With --port, short for one --listen; default 127.0.0.1."`
+	Port   *int     `group:"Listening" placeholder:"PORT" help:"The port; default 8000, 0 lets the kernel choose."`
+	Accept string   `group:"Listening" enum:"steered,shared" default:"steered" help:"steered: each worker has its own share of new connections; shared: a generation's workers take them from one queue, for servers that handle one connection at a time."`
 
-	Ready        string        `default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH; default auto."`
-	Adapter      string        `enum:"auto,off" default:"auto" help:"auto: servers that are known (uvicorn, node) get a file of ours that lets them hand their idle connections over; off: they do not."`
-	Settle       time.Duration `default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
-	StartTimeout time.Duration `default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
-	DrainTimeout time.Duration `default:"30s" help:"After it, what still drains is killed; 0: no limit."`
-	DrainExtra   time.Duration `default:"0s" help:"What a worker that knows gapless may take beyond it while bytes still move."`
-	CloseSpread  time.Duration `default:"0s" help:"The time before the end of a drain over which such a worker spreads the closing of its WebSockets."`
-	Keep         time.Duration `default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
-	StopSignal   string        `default:"TERM" placeholder:"SIG" help:"What asks a worker to drain; default TERM."`
+	Workers string   `group:"Workers" short:"w" placeholder:"N" env:"GAPLESS_WORKERS,WEB_CONCURRENCY" default:"1" help:"Worker processes; default 1, or $$WEB_CONCURRENCY; auto: as many as there are usable CPUs."`
+	Chdir   string   `group:"Workers" placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
+	EnvFile []string `group:"Workers" placeholder:"PATH" sep:"none" help:"Repeatable. Variables for the workers, read anew by every upgrade and reload."`
+	User    string   `group:"Workers" type:"user" placeholder:"USER" help:"The workers' user, by name or number."`
+	Group   string   `group:"Workers" placeholder:"GROUP" help:"The workers' group, by name or number."`
+	Umask   string   `group:"Workers" placeholder:"OCTAL" help:"The workers' umask."`
+	NoFile  string   `group:"Workers" name:"nofile" placeholder:"N" help:"The workers' limit on open files; default: as many as are allowed."`
+	Adapter string   `group:"Workers" enum:"auto,off" default:"auto" help:"auto: servers that are known (uvicorn, node) get a file of ours that lets them hand their idle connections over; off: they do not."`
 
-	LameDuck time.Duration `default:"0s" help:"After TERM or INT: not ready any more by --health, but serving on for so long before the drain."`
-	Health   string        `placeholder:"ADDR" help:"Where /livez and /readyz are answered, such as :8081."`
+	Ready        string        `group:"Readiness" default:"auto" placeholder:"MODE" help:"How a worker counts as ready: auto, notify, log=REGEX, delay=DURATION or http=/PATH; default auto."`
+	StartTimeout time.Duration `group:"Readiness" default:"60s" help:"A generation that is not ready by then fails, and the upgrade is aborted; 0: no limit."`
 
-	Preview string `placeholder:"[NAME=]ADDR" help:"An address whose connections reach the staged generation, and the one in charge while none is staged; NAME is the listener that is previewed, by default the first."`
+	BeforeStart        []string      `group:"Upgrades" placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
+	BeforeStartTimeout time.Duration `group:"Upgrades" default:"0s" help:"For the previous steps together; 0: no limit."`
+	AfterPromote       []string      `group:"Upgrades" placeholder:"CMD" sep:"none" help:"Repeatable. Run by sh once after an upgrade, when the last worker of older generations is gone; a failure undoes nothing."`
+	Preview            string        `group:"Upgrades" placeholder:"[NAME=]ADDR" help:"An address whose connections reach the staged generation, and the one in charge while none is staged; NAME is the listener that is previewed, by default the first."`
+	Keep               time.Duration `group:"Upgrades" default:"0s" help:"Keep the old generation whole for so long after a new one got everything: within this window gapless rollback is instant, and a release that fails is rolled back by itself."`
+	Probation          time.Duration `group:"Upgrades" default:"60s" help:"A release whose workers die sooner is reported as bad."`
+	Surge              int           `group:"Upgrades" default:"1" placeholder:"N" help:"Extra workers at a time during a reload; default 1."`
 
-	BeforeStart        []string      `placeholder:"CMD" sep:"none" help:"Repeatable. A previous step: run by sh once per generation before its workers; a failure aborts it."`
-	BeforeStartTimeout time.Duration `default:"0s" help:"For the previous steps together; 0: no limit."`
-	AfterPromote       []string      `placeholder:"CMD" sep:"none" help:"Repeatable. Run by sh once after an upgrade, when the last worker of older generations is gone; a failure undoes nothing."`
+	StopSignal   string        `group:"Draining and stopping" default:"TERM" placeholder:"SIG" help:"What asks a worker to drain; default TERM."`
+	Settle       time.Duration `group:"Draining and stopping" default:"2s" help:"At most this long a draining worker waits for accepted connections to be read before its stop signal."`
+	DrainTimeout time.Duration `group:"Draining and stopping" default:"30s" help:"After it, what still drains is killed; 0: no limit."`
+	DrainExtra   time.Duration `group:"Draining and stopping" default:"0s" help:"What a worker that knows gapless may take beyond it while bytes still move."`
+	CloseSpread  time.Duration `group:"Draining and stopping" default:"0s" help:"The time before the end of a drain over which such a worker spreads the closing of its WebSockets."`
+	LameDuck     time.Duration `group:"Draining and stopping" default:"0s" help:"After TERM or INT: not ready any more by --health, but serving on for so long before the drain."`
 
-	MaxWorkerMemory   string        `placeholder:"SIZE" help:"A worker that occupies more is replaced: 512MiB, 2GB, or bytes."`
-	MaxWorkerLifetime time.Duration `default:"0s" help:"A worker that is older is replaced, spread by a tenth; 0: no limit."`
-	Surge             int           `default:"1" placeholder:"N" help:"Extra workers at a time during a reload; default 1."`
-	Probation         time.Duration `default:"60s" help:"A release whose workers die sooner is reported as bad."`
-	Watchdog          time.Duration `default:"0s" help:"A worker that is silent (once it has sent WATCHDOG=1) or accepts no connection for so long is replaced; 0: never."`
+	MaxWorkerMemory   string        `group:"Limits of a worker" placeholder:"SIZE" help:"A worker that occupies more is replaced: 512MiB, 2GB, or bytes."`
+	MaxWorkerLifetime time.Duration `group:"Limits of a worker" default:"0s" help:"A worker that is older is replaced, spread by a tenth; 0: no limit."`
+	Watchdog          time.Duration `group:"Limits of a worker" default:"0s" help:"A worker that is silent (once it has sent WATCHDOG=1) or accepts no connection for so long is replaced; 0: never."`
 
-	Chdir   string   `placeholder:"DIR" help:"Where the workers run; resolved anew by every upgrade."`
-	User    string   `type:"user" placeholder:"USER" help:"The workers' user, by name or number."`
-	Group   string   `placeholder:"GROUP" help:"The workers' group, by name or number."`
-	Umask   string   `placeholder:"OCTAL" help:"The workers' umask."`
-	NoFile  string   `name:"nofile" placeholder:"N" help:"The workers' limit on open files; default: as many as are allowed."`
-	EnvFile []string `placeholder:"PATH" sep:"none" help:"Repeatable. Variables for the workers, read anew by every upgrade and reload."`
-	Control string   `placeholder:"PATH" help:"The control socket; default: named after the first listener, in $$XDG_RUNTIME_DIR/gapless, /run/gapless as root, else $$TMPDIR/gapless-UID."`
-	PIDFile string   `name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
+	Control string `group:"Control" placeholder:"PATH" help:"The control socket; default: named after the first listener, in $$XDG_RUNTIME_DIR/gapless, /run/gapless as root, else $$TMPDIR/gapless-UID."`
+	PIDFile string `group:"Control" name:"pid-file" placeholder:"PATH" help:"Where to write the parent's PID."`
+	Health  string `group:"Control" placeholder:"ADDR" help:"Where /livez and /readyz are answered, such as :8081."`
 
-	LogFormat string `enum:"console,json,auto" default:"auto" help:"console or json; auto: console on a terminal, else json."`
-	LogPrefix bool   `help:"Put each worker's number and generation before its lines; what it prints then goes through gapless."`
-	LogLevel  string `enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
+	LogFormat string `group:"Output" enum:"console,json,auto" default:"auto" help:"console or json; auto: console on a terminal, else json."`
+	LogPrefix bool   `group:"Output" help:"Put each worker's number and generation before its lines; what it prints then goes through gapless."`
+	LogLevel  string `group:"Output" enum:"debug,info,warn,error" default:"info" help:"debug, info, warn or error."`
 
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command; {fd}, {fd:NAME}, {worker} and {generation} in it are replaced. Without it the built-in app runs."`
 
@@ -84,7 +84,8 @@ type runCmd struct {
 
 // Help is shown after the flags.
 func (runCmd) Help() string {
-	return `Signals to the parent: USR2 upgrades, TERM and INT drain and end, a second one or QUIT ends at once.
+	return `Signals to the parent: USR2 upgrades, HUP reloads, TERM and INT drain and end, a second one or QUIT ends at once.
+Every flag is a variable too (--drain-timeout: GAPLESS_DRAIN_TIMEOUT) and a key of the --config file (drain-timeout).
 
 Examples:
 

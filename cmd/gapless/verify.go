@@ -24,38 +24,38 @@ import (
 
 // verifyCmd is `gapless verify`: the rolling-upgrade test. It takes the flags of run as well.
 type verifyCmd struct {
-	Upgrades      int           `env:"-" default:"5" placeholder:"N" group:"What is done" help:"How often to upgrade under load; default 5."`
-	Fault         []string      `env:"-" placeholder:"NAME" group:"What is done" help:"Afterwards, repeatable or with commas: kill-worker, broken-release, kill-master."`
-	URL           string        `name:"url" env:"-" placeholder:"URL" group:"What is done" help:"Measure the server that runs there instead of starting COMMAND."`
-	Deploy        string        `env:"-" placeholder:"CMD" group:"What is done" help:"With --url: the shell command that deploys it, --upgrades times."`
-	SettleBetween time.Duration `env:"-" default:"1s" group:"What is done" help:"Wait at least so long after an upgrade before the next."`
-	DeployTimeout time.Duration `env:"-" default:"2m" group:"What is done" help:"An upgrade that takes longer has failed."`
+	Upgrades      int           `env:"-" verb:"" default:"5" placeholder:"N" group:"What is done" help:"How often to upgrade under load; default 5."`
+	Fault         []string      `env:"-" verb:"" placeholder:"NAME" group:"What is done" help:"Afterwards, repeatable or with commas: kill-worker, broken-release, kill-master."`
+	URL           string        `name:"url" env:"-" verb:"" placeholder:"URL" group:"What is done" help:"Measure the server that runs there instead of starting COMMAND."`
+	Deploy        string        `env:"-" verb:"" placeholder:"CMD" group:"What is done" help:"With --url: the shell command that deploys it, --upgrades times."`
+	SettleBetween time.Duration `env:"-" verb:"" default:"1s" group:"What is done" help:"Wait at least so long after an upgrade before the next."`
+	DeployTimeout time.Duration `env:"-" verb:"" default:"2m" group:"What is done" help:"An upgrade that takes longer has failed."`
 
-	Path           string        `env:"-" placeholder:"PATH" group:"The load" help:"What is asked for; default /, and all paths of the built-in app."`
-	Method         string        `env:"-" placeholder:"METHOD" group:"The load" help:"Default GET."`
-	Header         []string      `env:"-" sep:"none" placeholder:"'NAME: VALUE'" group:"The load" help:"Repeatable: a header of every request."`
-	Body           string        `env:"-" placeholder:"TEXT" group:"The load" help:"The body of every request; needs --method."`
-	ExpectStatus   int           `env:"-" placeholder:"N" group:"The load" help:"The status that every answer must have; default: that of the first answer, which must be below 400."`
-	Slow           string        `env:"-" placeholder:"PATH" group:"The load" help:"Ask also for this path, whose answer takes a while, so that requests are in flight."`
-	WS             string        `name:"ws" env:"-" placeholder:"PATH" group:"The load" help:"Keep WebSockets open at this path, too, and ping them."`
-	Clients        []string      `env:"-" placeholder:"KIND" group:"The load" help:"Only these kinds of clients: keep-alive, new, silent, slow, websocket."`
-	Requests       string        `env:"-" placeholder:"FILE" group:"The load" help:"A YAML list of requests instead of all these."`
-	Rate           float64       `env:"-" default:"200" placeholder:"N" group:"The load" help:"Requests per second, of all clients together; default 200."`
-	Connections    int           `env:"-" default:"16" placeholder:"N" group:"The load" help:"Kept-alive connections of each kind; default 16."`
-	Duration       time.Duration `env:"-" default:"0s" group:"The load" help:"Spread the upgrades over so much time; 0: 3 s, and 3 s more for each."`
-	RTT            time.Duration `name:"rtt" env:"-" default:"0s" group:"The load" help:"Emulate clients that are this round trip away."`
-	RequestTimeout time.Duration `env:"-" default:"10s" group:"The load" help:"A request without an answer by then is dropped."`
-	Insecure       bool          `env:"-" group:"The load" help:"Do not check the certificate of an https URL."`
+	Path           string        `env:"-" verb:"" placeholder:"PATH" group:"The load" help:"What is asked for; default /, and all paths of the built-in app."`
+	Method         string        `env:"-" verb:"" placeholder:"METHOD" group:"The load" help:"Default GET."`
+	Header         []string      `env:"-" verb:"" sep:"none" placeholder:"'NAME: VALUE'" group:"The load" help:"Repeatable: a header of every request."`
+	Body           string        `env:"-" verb:"" placeholder:"TEXT" group:"The load" help:"The body of every request; needs --method."`
+	ExpectStatus   int           `env:"-" verb:"" placeholder:"N" group:"The load" help:"The status that every answer must have; default: that of the first answer, which must be below 400."`
+	Slow           string        `env:"-" verb:"" placeholder:"PATH" group:"The load" help:"Ask also for this path, whose answer takes a while, so that requests are in flight."`
+	WS             string        `name:"ws" env:"-" verb:"" placeholder:"PATH" group:"The load" help:"Keep WebSockets open at this path, too, and ping them."`
+	Clients        []string      `env:"-" verb:"" placeholder:"KIND" group:"The load" help:"Only these kinds of clients: keep-alive, new, silent, slow, websocket."`
+	Requests       string        `env:"-" verb:"" placeholder:"FILE" group:"The load" help:"A YAML list of requests instead of all these."`
+	Rate           float64       `env:"-" verb:"" default:"200" placeholder:"N" group:"The load" help:"Requests per second, of all clients together; default 200."`
+	Connections    int           `env:"-" verb:"" default:"16" placeholder:"N" group:"The load" help:"Kept-alive connections of each kind; default 16."`
+	Duration       time.Duration `env:"-" verb:"" default:"0s" group:"The load" help:"Spread the upgrades over so much time; 0: 3 s, and 3 s more for each."`
+	RTT            time.Duration `name:"rtt" env:"-" verb:"" default:"0s" group:"The load" help:"Emulate clients that are this round trip away."`
+	RequestTimeout time.Duration `env:"-" verb:"" default:"10s" group:"The load" help:"A request without an answer by then is dropped."`
+	Insecure       bool          `env:"-" verb:"" group:"The load" help:"Do not check the certificate of an https URL."`
 
-	MaxDrops    int           `env:"-" default:"0" placeholder:"N" group:"The verdict" help:"Dropped requests that may be; default 0."`
-	MaxClosed   int           `env:"-" default:"-1" placeholder:"N" group:"The verdict" help:"Idle connections that the server may close; -1: any number, for HTTP lets it."`
-	MaxP99Ratio float64       `name:"max-p99-ratio" env:"-" default:"0" placeholder:"X" group:"The verdict" help:"So many times the steady p99 may be that around an upgrade; 0: any."`
-	MaxLag      time.Duration `env:"-" default:"250ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
+	MaxDrops    int           `env:"-" verb:"" default:"0" placeholder:"N" group:"The verdict" help:"Dropped requests that may be; default 0."`
+	MaxClosed   int           `env:"-" verb:"" default:"-1" placeholder:"N" group:"The verdict" help:"Idle connections that the server may close; -1: any number, for HTTP lets it."`
+	MaxP99Ratio float64       `name:"max-p99-ratio" env:"-" verb:"" default:"0" placeholder:"X" group:"The verdict" help:"So many times the steady p99 may be that around an upgrade; 0: any."`
+	MaxLag      time.Duration `env:"-" verb:"" default:"250ms" group:"The verdict" help:"A load generator that is later at the 99th percentile proves nothing."`
 
-	JSON  bool   `name:"json" env:"-" group:"The report" help:"Print the report as JSON."`
-	JUnit string `name:"junit" env:"-" placeholder:"FILE" group:"The report" help:"Write it as a JUnit test suite, too."`
-	HTML  string `name:"html" env:"-" placeholder:"FILE" group:"The report" help:"Write it as a page with the latency over time, too."`
-	Log   string `env:"-" placeholder:"FILE" group:"The report" help:"Keep there what gapless and COMMAND print."`
+	JSON  bool   `name:"json" env:"-" verb:"" group:"The report" help:"Print the report as JSON."`
+	JUnit string `name:"junit" env:"-" verb:"" placeholder:"FILE" group:"The report" help:"Write it as a JUnit test suite, too."`
+	HTML  string `name:"html" env:"-" verb:"" placeholder:"FILE" group:"The report" help:"Write it as a page with the latency over time, too."`
+	Log   string `env:"-" verb:"" placeholder:"FILE" group:"The report" help:"Keep there what gapless and COMMAND print."`
 
 	Flags runCmd `embed:"" group:"Flags of run"`
 }

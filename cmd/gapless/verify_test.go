@@ -142,8 +142,9 @@ func TestVerify_FlagsStandInTheDocumentation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range kctx.Selected().Flags {
-		if f.Name == "help" || f.Group != nil && f.Group.Key == runGroup {
+	node := kctx.Selected()
+	for _, f := range node.Flags {
+		if f.Name == "help" || slices.Contains(runFlags(node), f) {
 			continue
 		}
 		if !strings.Contains(string(text), "`--"+f.Name+" ") && !strings.Contains(string(text), "`--"+f.Name+"`") {

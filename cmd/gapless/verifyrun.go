@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runGroup is the group of the flags that are run's.
-const runGroup = "Flags of run"
-
 // ownFlags are flags of run that verify sets itself for the gapless that it starts.
 var ownFlags = []string{"control", "pid-file"}
 
@@ -26,8 +23,8 @@ var ownFlags = []string{"control", "pid-file"}
 func (c *verifyCmd) runArgs(node *kong.Node) []string {
 	var args []string
 	listens := false
-	for _, flag := range node.Flags {
-		if flag.Group == nil || flag.Group.Key != runGroup || slices.Contains(ownFlags, flag.Name) {
+	for _, flag := range runFlags(node) {
+		if slices.Contains(ownFlags, flag.Name) {
 			continue
 		}
 		from := c.Flags.settings.origins[flag.Name].rank
