@@ -25,7 +25,8 @@
 // # What always holds
 //
 // Nothing is closed that net/http would have kept, before the drain's end
-// forces it. net/http reads no byte beyond the request that it serves, so a
+// forces it; but for the connections of a listener that the new generation
+// serves with TLS, or no more, while it serves another one as before. net/http reads no byte beyond the request that it serves, so a
 // connection is moved whole or not at all. When a connection cannot be moved
 // it stays where it is and is served there.
 //

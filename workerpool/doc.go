@@ -13,8 +13,8 @@
 //
 //   - A worker gets its stop signal only after the Gate has taken its share of new connections away.
 //   - Processes are signalled through pidfds only.
-//   - While the Pool is frozen no process is started and nothing is read from a worker, so that what the Pool then
-//     says of itself (Snapshot) stays true until the next master has it.
+//   - While the Pool is frozen no process is started and nothing is read from a worker, so that the records that Freeze
+//     returns stay true until the next master has them.
 //
 // The package knows neither sockets' addresses nor upgrades: who gets which socket, and who takes new connections,
 // is the Gate's business.
