@@ -46,6 +46,10 @@ func (m *master) start(ctx context.Context) error {
 			return err
 		}
 	} else {
+		// Or who changed the port in the settings file would take it for changed.
+		if err := upgrade.Unchanged(m.cfg.Addresses, m.pred.Offer().Addresses); err != nil {
+			return err
+		}
 		if err := m.openPreview(); err != nil {
 			return err
 		}

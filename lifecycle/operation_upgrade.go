@@ -86,7 +86,7 @@ func (m *master) upgrade(ctx context.Context, answer []uint64, request *stageReq
 	a := &upgrade.Attempt{
 		Handover: m.flip,
 		Owner:    (*owner)(m),
-		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted, Configured: m.configured, Stage: plan.staged()},
+		Offer:    upgrade.Offer{Generation: generation, PID: os.Getpid(), Workers: m.wanted, Configured: m.configured, Stage: plan.staged(), Addresses: m.inv.Addresses()},
 		End:      endGeneration,
 		Knock:    m.gate.knock,
 		Hello:    m.helloLimit(),

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -253,3 +254,23 @@ func samePlace(configured, held Address) bool {
 }
 
 func portless(addr string) string { return addr[:strings.LastIndex(addr, ":")+1] }
+
+// Unchanged returns an error that matches ErrBadAddress if an address is configured that is not among those held, the open
+// ones: sockets are opened at the first start only. The path of a unix socket may have been written relative to a directory
+// that has moved since, so it is not compared. Without held ones nothing is known, and nothing is wrong.
+func Unchanged(configured, held []Address) error {
+	if len(held) == 0 {
+		return nil
+	}
+	for _, c := range configured {
+		i := slices.IndexFunc(held, func(h Address) bool { return h.Name == c.Name })
+		if i < 0 {
+			return fmt.Errorf("%w: %q (%s) was not opened at the start, and cannot be while gapless runs: restart it, or leave the address out", ErrBadAddress, c.Name, c)
+		}
+		if c.Network == NetworkUnix && held[i].Network == NetworkUnix || samePlace(c, held[i]) {
+			continue
+		}
+		return fmt.Errorf("%w: %q is %s and cannot become %s while gapless runs: restart it, or set the address back", ErrBadAddress, c.Name, held[i], c)
+	}
+	return nil
+}

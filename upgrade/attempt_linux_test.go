@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -68,7 +69,7 @@ func TestAttempt_PutsTheNewMasterInCharge(t *testing.T) {
 			t.Fatal(err)
 		}
 		tr.h.closeTable()
-		if want := (Offer{Version: protocolVersion, Generation: 7, PID: os.Getpid(), Workers: 3}); offer != want {
+		if want := (Offer{Version: protocolVersion, Generation: 7, PID: os.Getpid(), Workers: 3}); !reflect.DeepEqual(offer, want) {
 			t.Errorf("offered %+v, want %+v", offer, want)
 		}
 		if !slices.Equal(got.Workers, []int{1, 2, 3}) {

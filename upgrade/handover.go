@@ -75,6 +75,8 @@ type Offer struct {
 	Configured int `json:"configured"` // how many the configuration of the master in charge says
 	// Stage says that the master in charge wants to know what the new one has before the commit: see Predecessor.Has.
 	Stage bool `json:"stage,omitempty"`
+	// Addresses are those that are open, with ports resolved. A master of an older version tells none.
+	Addresses []Address `json:"addresses,omitempty"`
 }
 
 // Progress is what the new master tells on the way.
