@@ -128,6 +128,7 @@ var servers = []server{
 			{names: []string{"-p", "--port"}, instead: usePort},
 		},
 	},
+	fastAPI,
 	phpFPM,
 }
 

@@ -22,6 +22,11 @@ func TestComplete(t *testing.T) {
 		{"behind a wrapper", "poetry run uvicorn main:app", "poetry run uvicorn main:app --fd {fd}"},
 		{"behind env", "env A=b uvicorn main:app", "env A=b uvicorn main:app --fd {fd}"},
 		{"help", "uvicorn --help", "uvicorn --help"},
+		{"fastapi", "fastapi run main.py", "fastapi run main.py --host 127.0.0.1 --port 8000"},
+		{"fastapi with its port", "python -m fastapi run --port=8000 main.py", "python -m fastapi run --port=8000 main.py --host 127.0.0.1"},
+		{"fastapi with an address", "poetry run fastapi run --host 0.0.0.0 --port 8000 --workers 1", "poetry run fastapi run --host 0.0.0.0 --port 8000 --workers 1"},
+		{"fastapi's help", "fastapi run --help", "fastapi run --help"},
+		{"fastapi does not serve", "fastapi --version", "fastapi --version"},
 		{"hypercorn", "hypercorn main:app", "hypercorn main:app --bind fd://{fd}"},
 		{"hypercorn with one", "hypercorn -b fd://{fd} main:app", "hypercorn -b fd://{fd} main:app"},
 		{"gunicorn finds it", "gunicorn wsgi:app", "gunicorn wsgi:app"},
@@ -63,6 +68,11 @@ func TestComplete_NamesWhatToWriteInstead(t *testing.T) {
 		"uvicorn --uds /run/x main:app":       "use gapless run --listen unix:/run/x",
 		"python -m uvicorn main:app --reload": "uvicorn --reload: gapless runs what is to stay",
 		"main:app --reload":                   "gapless reload",
+		"fastapi dev main.py":                 "fastapi dev: it starts anew whenever a file changes: use fastapi run",
+		"uv run fastapi dev":                  "use fastapi run",
+		"fastapi run --workers 4":             "fastapi --workers 4: use gapless run -w 4",
+		"fastapi run --reload main.py":        "fastapi --reload: gapless runs what is to stay",
+		"fastapi run main.py --port 9000":     "fastapi --port 9000: gapless opens the socket: use gapless run --port 9000",
 		"gunicorn -b :80 wsgi:app":            "gunicorn -b :80: gapless opens the socket: use gapless run --listen :80",
 		"gunicorn -b:80 wsgi:app":             "use gapless run --listen :80",
 		"gunicorn --daemon wsgi:app":          "in the foreground",
@@ -84,6 +94,16 @@ func TestComplete_NamesWhatToWriteInstead(t *testing.T) {
 				t.Errorf("got %v, want one line with %q", err, want)
 			}
 		})
+	}
+}
+
+func TestComplete_FastAPIWithAPortToBeChosen(t *testing.T) {
+	_, err := Complete([]string{"fastapi", "run"}, t.TempDir(), "127.0.0.1:0", none)
+	if !errors.Is(err, ErrOption) || !strings.Contains(err.Error(), "--port PORT") {
+		t.Errorf("got %v", err)
+	}
+	if c, err := Complete([]string{"fastapi", "run"}, t.TempDir(), "/run/app.sock", none); err != nil || len(c.Args) != 2 {
+		t.Errorf("got %q, %v", c.Args, err)
 	}
 }
 
