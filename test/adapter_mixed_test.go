@@ -179,6 +179,7 @@ func TestUvicorn_BehindWrappers(t *testing.T) {
 		"env":       {"/usr/bin/env", "A=B", "uvicorn", "main:app", "--fd", "{fd}", "--log-level", "warning", "--timeout-keep-alive", "60"},
 		"gunicorn":  {"gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "60", "--log-level", "warning", "main:app"},
 		"a program": {"{python}", "serve.py", "{port}"},
+		"fastapi":   {"{dir}/fastapi", "run"}, // a stand-in that is told the address as the real one is
 	} {
 		t.Run(name, func(t *testing.T) {
 			installed(t, "uvicorn")
@@ -188,10 +189,17 @@ func TestUvicorn_BehindWrappers(t *testing.T) {
 			// As `fastapi run` does: it names a host and a port, and nothing else.
 			writeFile(t, filepath.Join(s.dir, "serve.py"), "import sys, uvicorn\n"+
 				"uvicorn.run('main:app', host='0.0.0.0', port=int(sys.argv[1]), reload=False, workers=None, timeout_keep_alive=60)\n")
+			writeFile(t, filepath.Join(s.dir, "fastapi"), "#!"+pythonOf(t)+"\nimport argparse, sys, uvicorn\n"+
+				"p = argparse.ArgumentParser()\np.add_argument('verb')\np.add_argument('--host', default='127.0.0.2')\n"+
+				"p.add_argument('--port', type=int, default=1)\na = p.parse_args()\n"+
+				"sys.path.insert(0, '.')\nuvicorn.run('main:app', host=a.host, port=a.port, workers=None, timeout_keep_alive=60)\n")
+			if err := os.Chmod(filepath.Join(s.dir, "fastapi"), 0o755); err != nil {
+				t.Fatal(err)
+			}
 			port := fmt.Sprint(freePort(t))
 			s.addr = "127.0.0.1:" + port
 			for i := range command {
-				command[i] = strings.NewReplacer("{port}", port, "{python}", pythonOf(t)).Replace(command[i])
+				command[i] = strings.NewReplacer("{dir}", s.dir, "{port}", port, "{python}", pythonOf(t)).Replace(command[i])
 			}
 			s.run(options{flags: []string{"-w", "2", "--listen", s.addr}, command: command})
 			s.await("it serves", msg("Application startup complete"))
