@@ -13,45 +13,6 @@ import (
 	"golang.org/x/net/bpf"
 )
 
-// Mode says how the workers of a generation share an address.
-type Mode int
-
-// The modes. What an address is claimed with is a wish: where the kernel cannot steer, it becomes ModePlain.
-const (
-	ModeSteered Mode = iota // a lane per worker
-	ModeShared              // a lane per generation
-	ModePlain               // one lane for all generations, for ever
-	modeCount
-)
-
-var modeNames = [modeCount]string{"steered", "shared", "plain"}
-
-// String returns the mode's name, for the first two as --accept takes it.
-func (m Mode) String() string {
-	if m < 0 || m >= modeCount {
-		return fmt.Sprintf("Mode(%d)", int(m))
-	}
-	return modeNames[m]
-}
-
-// MarshalText writes the mode's name.
-func (m Mode) MarshalText() ([]byte, error) {
-	if m < 0 || m >= modeCount {
-		return nil, fmt.Errorf("mode %d has no name", int(m))
-	}
-	return []byte(modeNames[m]), nil
-}
-
-// UnmarshalText reads the mode's name.
-func (m *Mode) UnmarshalText(text []byte) error {
-	i := slices.Index(modeNames[:], string(text))
-	if i < 0 {
-		return fmt.Errorf("unknown accept mode %q: choose steered, shared or plain", text)
-	}
-	*m = Mode(i)
-	return nil
-}
-
 // Errors that callers of the inventory act on.
 var (
 	// ErrNotSupported says that this operating system cannot do it.
