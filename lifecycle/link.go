@@ -117,6 +117,8 @@ func (l *masterLink) run(ctx context.Context) error {
 			return ctx.Err()
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			continue // paused
+		case lost(err):
+			continue // unacknowledged: the parent repeats it to the next master, which may understand it
 		case err != nil:
 			close(l.gone)
 			<-ctx.Done()
@@ -137,6 +139,11 @@ func (l *masterLink) run(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// lost tells whether one packet could not be taken in, and the link is in order: what comes next is to be heard.
+func lost(err error) bool {
+	return errors.Is(err, packet.ErrUnreadable) || errors.Is(err, packet.ErrTruncated)
 }
 
 // pause leaves what the parent sends from now on to the next master; resume takes that back.

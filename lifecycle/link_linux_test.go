@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"gapless/internal/packet"
+
+	"go.uber.org/zap"
 )
 
 // newLink returns a master's end with its actor running, and the parent's end.
@@ -159,4 +161,47 @@ func TestMasterLink_NoticesThatTheParentIsGone(t *testing.T) {
 		t.Fatal("nobody noticed")
 	}
 	l.ack(linkMessage{Seq: 1}) // nobody to tell
+}
+
+// A parent that speaks otherwise in one packet is still there: nothing may drain for it.
+func TestMasterLink_GoesOnAfterWhatItCannotRead(t *testing.T) {
+	l, parent := newLink(t)
+	for _, m := range []any{"no message of the link", map[string]string{"seq": "one"}} {
+		if err := parent.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sendSignal(t, parent, 1)
+	select {
+	case m := <-l.signals:
+		if m.Seq != 1 {
+			t.Errorf("came %+v, want number 1", m)
+		}
+	case <-l.gone:
+		t.Error("the parent counts as gone")
+	case <-time.After(10 * time.Second):
+		t.Error("nothing came")
+	}
+}
+
+func TestParent_HearsTheLinkAfterWhatItCannotRead(t *testing.T) {
+	p := &parent{log: zap.NewNop(), acks: make(chan uint64)}
+	end := linked(t, p)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.hearLink(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	for _, m := range []any{"no message of the link", map[string]string{"seq": "one"}, linkMessage{Seq: 1, Ack: true}} {
+		if err := end.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case seq := <-p.acks:
+		if seq != 1 {
+			t.Errorf("acknowledged is %d, want 1", seq)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the parent does not listen any more")
+	}
 }

@@ -261,7 +261,11 @@ func (p *parent) hearLink(ctx context.Context) error {
 	for {
 		var m linkMessage
 		files, err := p.link.Receive(&m)
-		if err != nil { // garbage; there is no end of the link while we hold both
+		if lost(err) { // who waits for what it was asks again, or is answered by the next master
+			p.log.Warn("What the master says is not understood", zap.Error(err))
+			continue
+		}
+		if err != nil { // only of ctx: there is no end of the link while we hold both
 			<-ctx.Done()
 			return ctx.Err()
 		}

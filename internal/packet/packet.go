@@ -30,6 +30,10 @@ const maxMessage = 128 << 10
 // them. The kernel has closed those that did not fit.
 var ErrTruncated = errors.New("packet arrived incomplete; raise the limit on open files")
 
+// ErrUnreadable says that a packet was received that is none of what the receiver expects: the two ends are of different
+// versions. It has been consumed, as a truncated one has; the connection is in order, and the next packet may be read.
+var ErrUnreadable = errors.New("not understood")
+
 // ErrFull says that the other end has not read enough for one more packet to fit.
 var ErrFull = errors.New("the other end does not read: the connection is full")
 
@@ -133,7 +137,7 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 }
 
 // Receive reads one packet into v and returns the files that came with it, which are the caller's to close. The end
-// of the connection is io.EOF.
+// of the connection is io.EOF. After ErrTruncated and ErrUnreadable, whose packet is lost, it may be called again.
 func (c *Conn) Receive(v any) ([]*os.File, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
@@ -158,7 +162,7 @@ func (c *Conn) Receive(v any) ([]*os.File, error) {
 	}
 	if err == nil {
 		if err = json.Unmarshal(buf[:n], v); err != nil {
-			err = fmt.Errorf("decode a packet of %d bytes: %w", n, err)
+			err = fmt.Errorf("decode a packet of %d bytes: %w: %w", n, ErrUnreadable, err)
 		}
 	}
 	if err != nil {
