@@ -94,8 +94,8 @@ type parent struct {
 	killed   bool             // everything was
 	restartC <-chan time.Time // when the dead one's place is taken
 	cleaning int
-	leftBy   []int    // masters that never were in charge, and whose remains are to be ended when all has been heard
-	fallen   *process // had announced itself, and died before its predecessor's end was seen
+	leftBy   []*process // masters that never were in charge, and whose remains are to be ended when all has been heard
+	fallen   *process   // had announced itself, and died before its predecessor's end was seen
 	current  *process
 	masters  map[int]*process // all that live, by PID
 	orphaned *process         // the dead master in charge, until it is decided who follows

@@ -72,6 +72,9 @@ func (p *parent) note(m notify.Message) bool {
 		}
 		p.log.Info("Started parent process", fPID(os.Getpid()))
 	}
+	if from == nil && p.saidLast(m.PID, m.Fields, m.FDs) {
+		return false
+	}
 	if from == nil {
 		notify.CloseFDs(m.FDs)
 		if m.Fields["FDSTOREREMOVE"] == "" && m.Fields["FDSTORE"] == "" { // a dead candidate's are no news

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"strconv"
 	"syscall"
 	"testing"
@@ -188,6 +189,40 @@ func TestParent_FindsOutWhoWasInCharge(t *testing.T) {
 				t.Error("a dead candidate is still undecided")
 			}
 		})
+	}
+}
+
+// That a candidate runs a command may be heard only after its death has been seen. The command ends all the same.
+func TestParent_EndsTheCommandOfACandidateThatIsHeardTooLate(t *testing.T) {
+	s := newSuccession(t)
+	const mark = "heard-late"
+	command := exec.Command("setsid", "sleep", "600") // in no session of the candidate's
+	command.Env = append(os.Environ(), stepVariable+"="+mark)
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- command.Wait() }()
+	pid := s.b.PID()
+	s.ends(s.b, true)
+	fd, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.done(s.p.note(notify.Message{PID: pid, UID: os.Getuid(), Fields: map[string]string{"FDSTORE": "1", "FDNAME": stepPrefix + mark}, FDs: []int{fd}}))
+	s.hear()
+	select {
+	case err := <-ended:
+		if err == nil || err.Error() != "signal: killed" {
+			t.Errorf("the command has ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		_ = command.Process.Kill()
+		<-ended
+		t.Error("the command goes on")
+	}
+	if len(s.p.store.takeSteps(pid)) > 0 {
+		t.Error("the command is still in the store")
 	}
 }
 

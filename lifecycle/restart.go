@@ -242,11 +242,23 @@ func (p *parent) endSteps(dead int) {
 // clients. What it had said of them by the time of this death has been heard when the sentinel is.
 func (p *parent) cleanUp(m *process) {
 	p.cleaning++
-	p.leftBy = append(p.leftBy, m.PID())
+	p.leftBy = append(p.leftBy, m)
 	if err := p.tellSelf(sentinelLeft); err != nil {
 		p.log.Error("cannot tell what has been left", zap.Error(err))
 		p.cleanLeft()
 	}
+}
+
+// saidLast acts on what a master that never took charge had said before its death was seen: that it runs a command, which is
+// to end with it. The rest of what it said counts no more.
+func (p *parent) saidLast(pid int, fields map[string]string, fds []int) (known bool) {
+	for _, m := range p.leftBy {
+		if m.PID() == pid && strings.HasPrefix(fields["FDNAME"], stepPrefix) {
+			p.stored(m, fields, fds)
+			return true
+		}
+	}
+	return false
 }
 
 // cleanLeft does so when all has been heard.
@@ -254,7 +266,7 @@ func (p *parent) cleanLeft() {
 	if len(p.leftBy) == 0 {
 		return
 	}
-	pid := p.leftBy[0]
+	pid := p.leftBy[0].PID()
 	p.leftBy = p.leftBy[1:]
 	p.endSteps(pid)
 	p.store.forget(pid)
