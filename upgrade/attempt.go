@@ -103,7 +103,7 @@ func (a *Attempt) Run(ctx context.Context) error {
 		}
 	}()
 	upgraded := make(chan error, 1)
-	go func() { upgraded <- a.Handover.Upgrade() }()
+	go func() { upgraded <- startNext(a.Handover) }()
 
 	end := sync.OnceFunc(func() { _ = send(own, wire{Kind: kindEnd}) })
 	err = a.drive(ctx, heard, upgraded, end)

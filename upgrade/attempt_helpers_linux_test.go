@@ -15,8 +15,6 @@ import (
 // newMasterPID is what the new masters of these tests say that they are.
 const newMasterPID = 4711
 
-// errExit is how the fake Handover tells that the new master has ended, as tableflip does.
-var errExit = errors.New("child exited: exit status 1")
 
 // fakeHandover plays both processes of an upgrade: Upgrade starts child in a goroutine.
 type fakeHandover struct {
