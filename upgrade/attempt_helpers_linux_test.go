@@ -15,7 +15,6 @@ import (
 // newMasterPID is what the new masters of these tests say that they are.
 const newMasterPID = 4711
 
-
 // fakeHandover plays both processes of an upgrade: Upgrade starts child in a goroutine.
 type fakeHandover struct {
 	*fakeFiles
