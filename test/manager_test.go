@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -295,9 +294,15 @@ func serving(generation, workers int) string {
 func (m *manager) killAll(s *server) {
 	m.t.Helper()
 	left := s.tree()
-	s.signal(syscall.SIGKILL)
+	// At once means that nobody acts on the end of another. Above all, the kernel continues stopped workers when their master
+	// dies, and they would accept somebody in their last moment.
+	all := []int{s.pid()}
 	for _, p := range left {
-		kill(p.PID)
+		all = append(all, p.PID)
+	}
+	stop(m.t, all)
+	for _, pid := range slices.Backward(all) { // children come after their parents
+		kill(pid)
 	}
 	<-s.exited
 	eventually(m.t, patience, "all of it is dead", func() bool { return len(leftovers(s.mark)) == 0 })

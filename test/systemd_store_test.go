@@ -77,17 +77,11 @@ func served(t testing.TB, all []waiting) {
 // freeze stops the workers, so that whoever connects from now on waits.
 func (s *server) freeze(generation int) {
 	s.t.Helper()
+	var pids []int
 	for _, w := range s.workers(generation) {
-		signal(s.t, w.PID, syscall.SIGSTOP)
+		pids = append(pids, w.PID)
 	}
-	eventually(s.t, patience, "the workers are stopped", func() bool {
-		for _, w := range s.workers(generation) {
-			if w.State != 'T' {
-				return false
-			}
-		}
-		return true
-	})
+	stop(s.t, pids)
 }
 
 // All of gapless is killed at once, while clients wait at every lane, and again before the next one has come: the next one

@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,6 +151,32 @@ func signal(t testing.TB, pid int, sig syscall.Signal) {
 	if err := p.Signal(sig); err != nil {
 		t.Fatalf("signal %v to %d: %v", sig, pid, err)
 	}
+}
+
+// stop stops processes and waits until each of their threads stands still.
+func stop(t testing.TB, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
+		if p, err := os.FindProcess(pid); err == nil {
+			_ = p.Signal(syscall.SIGSTOP) // one that has gone stands still, too
+			_ = p.Release()
+		}
+	}
+	eventually(t, patience, "all threads are stopped", func() bool {
+		for _, pid := range pids {
+			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+			for _, thread := range threads {
+				text, err := os.ReadFile(thread)
+				if err != nil {
+					continue // it has gone
+				}
+				if state := string(text[strings.LastIndexByte(string(text), ')')+1:]); !strings.HasPrefix(state, " T") && !strings.HasPrefix(state, " Z") {
+					return false
+				}
+			}
+		}
+		return true
+	})
 }
 
 // kill sends KILL to a process that may have gone.

@@ -293,7 +293,7 @@ func TestStatus_IsTrue(t *testing.T) {
 	remove()
 	s.upgraded(2)
 
-	slow := s.ask("/slow?ms=1500")
+	slow := s.ask("/slow?ms=4000") // outlives what is looked at
 	s.inFlight(slow)
 	s.verb("upgrade").demand(t, 0)
 	st = s.becomes("draining", func(st control.Status) bool {

@@ -5,14 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // rudeServer behaves as uvicorn does: it accepts eagerly, and when it is told to stop it closes at once what it has
@@ -21,6 +26,7 @@ type rudeServer struct {
 	listener net.Listener
 	mu       sync.Mutex
 	unread   map[net.Conn]bool
+	stopped  bool // nothing is read any more
 	done     sync.WaitGroup
 }
 
@@ -34,6 +40,9 @@ func serveRudely(listener net.Listener) *rudeServer {
 			}
 			s.mu.Lock()
 			s.unread[c] = true
+			if s.stopped {
+				_ = c.Close()
+			}
 			s.mu.Unlock()
 			s.done.Go(func() { s.serve(c) })
 		}
@@ -41,25 +50,40 @@ func serveRudely(listener net.Listener) *rudeServer {
 	return s
 }
 
+// serve reads and notes that it has as one step, as a server with one thread does: stop never finds it in between.
 func (s *rudeServer) serve(c net.Conn) {
 	defer func() { _ = c.Close() }()
-	buf := make([]byte, 64)
-	if _, err := c.Read(buf); err != nil {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
 		return
 	}
-	s.mu.Lock()
-	delete(s.unread, c)
-	s.mu.Unlock()
+	buf := make([]byte, 64)
+	n := 0
+	if err := raw.Read(func(fd uintptr) (done bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.stopped {
+			return true
+		}
+		if n, err = unix.Read(int(fd), buf); n > 0 {
+			delete(s.unread, c)
+		}
+		return !errors.Is(err, unix.EAGAIN)
+	}); err != nil || n <= 0 {
+		return
+	}
 	_, _ = io.WriteString(c, "ok")
 }
 
 func (s *rudeServer) stop() {
 	_ = s.listener.Close()
 	s.mu.Lock()
-	for c := range s.unread {
+	s.stopped = true
+	rest := slices.Collect(maps.Keys(s.unread))
+	s.mu.Unlock()
+	for _, c := range rest { // Close waits for whoever wants the lock
 		_ = c.Close()
 	}
-	s.mu.Unlock()
 	s.done.Wait()
 }
 
@@ -177,7 +201,8 @@ func TestSettle_LosesNothingToServersThatCloseUnread(t *testing.T) {
 			ok, lost := swaps(t, tc.mode, tc.rounds*loadFactor(t), tc.silent, func(inv *Inventory, l *Lane) {
 				left, err := inv.Settle(context.Background(), l, os.Getpid(), 10*time.Second)
 				if left != 0 || err != nil {
-					t.Errorf("%s: %d left, %v", l.Name(), left, err)
+					open, _ := dump(unix.AF_INET, netip.MustParseAddrPort(inv.Addresses()[0].Addr).Port(), stateSynRecv|stateEstablished|stateCloseWait)
+					t.Errorf("%s: %d left, %v, of %+v", l.Name(), left, err, open)
 				}
 			})
 			if len(lost) > 0 || ok == 0 {

@@ -248,7 +248,9 @@ func TestPredecessor_AnAnswerThatCameTooLateIsNobodyElses(t *testing.T) {
 				t.Fatalf("got %v, %v", f, err)
 			}
 		}
+		answered := make(chan struct{})
 		go func() {
+			defer close(answered)
 			for range 3 {
 				asked := h.hear(t, kindKnock).Lanes
 				if asked == nil {
@@ -273,6 +275,7 @@ func TestPredecessor_AnAnswerThatCameTooLateIsNobodyElses(t *testing.T) {
 		if text, err := io.ReadAll(f); string(text) != "http.2" {
 			t.Errorf("the knock at http.2 was answered by %q, %v", text, err)
 		}
+		<-answered // it has closed what it sent
 	})
 }
 
