@@ -107,7 +107,7 @@ const (
 
 // startNext starts the next process, as soon as that may be.
 func startNext(h Handover) error {
-	for began := time.Now(); ; time.Sleep(predecessorPause) {
+	for began := time.Now(); ; <-time.After(predecessorPause) {
 		err := h.Upgrade()
 		if err == nil || err.Error() != predecessorLives || time.Since(began) > predecessorLimit {
 			return err
