@@ -51,7 +51,8 @@ func CloseFDs(fds []int) {
 	}
 }
 
-// ReceiveFDs is Receive for one who keeps the descriptors.
+// ReceiveFDs is Receive for one who keeps the descriptors. When this process has room for only some of those that came along,
+// it gets none.
 func (s *Socket) ReceiveFDs() (m Message, err error) {
 	defer func() {
 		if err != nil {
@@ -61,7 +62,7 @@ func (s *Socket) ReceiveFDs() (m Message, err error) {
 	}()
 	buf := make([]byte, maxDatagram)
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*packet.MaxFiles))
-	n, oobn, _, _, err := s.uc.ReadMsgUnix(buf, oob)
+	n, oobn, flags, _, err := s.uc.ReadMsgUnix(buf, oob)
 	if err != nil {
 		return m, err
 	}
@@ -77,6 +78,10 @@ func (s *Socket) ReceiveFDs() (m Message, err error) {
 		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
 			m.PID, m.UID = int(cred.Pid), int(cred.Uid)
 		}
+	}
+	if flags&unix.MSG_CTRUNC != 0 { // some of them would be taken for all of them
+		CloseFDs(m.FDs)
+		m.FDs = nil
 	}
 	if m.PID == 0 || len(m.Fields) == 0 {
 		return m, ErrForeign
