@@ -328,6 +328,9 @@ func (m *master) reload(ctx context.Context, answer []uint64) {
 		if err != nil {
 			return err
 		}
+		if err := upgrade.Unchanged(cfg.Addresses, m.inv.Addresses()); err != nil {
+			return err
+		}
 		m.op.workers = cfg.Workers
 		before, pinned := m.facts.Load(), m.pinned.Load()
 		l, err := m.resolve(cfg, revision)
