@@ -31,9 +31,12 @@ var fastAPI = server{
 		if len(args) > 0 && args[0] == "dev" {
 			return nil, fmt.Errorf("%w: fastapi dev: it starts anew whenever a file changes: use fastapi run, and take new code in with gapless reload", ErrOption)
 		}
-		_, port, err := net.SplitHostPort(addr)
-		if err != nil || !runs(args) {
+		if !runs(args) {
 			return nil, nil
+		}
+		_, port, err := net.SplitHostPort(addr)
+		if err != nil { // it would open port 8000 of its own
+			return nil, fmt.Errorf("%w: fastapi run must be told a port, and %s has none: give gapless one, --port PORT, or run uvicorn main:app", ErrOption, addr)
 		}
 		if port == "0" {
 			return nil, fmt.Errorf("%w: fastapi run must be told its port, which the kernel is yet to choose: give gapless one, --port PORT", ErrOption)
