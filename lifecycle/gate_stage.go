@@ -97,7 +97,7 @@ func (g *gate) steer() error {
 			taken = taken || weight > 0
 		}
 		for _, l := range g.inv.Lanes(a.Name) {
-			weight, known := want[l.Name()]
+			weight := want[l.Name()]
 			beside := false
 			if g.beside != nil {
 				_, beside = g.beside.lanes[l.Name()]
@@ -105,7 +105,7 @@ func (g *gate) steer() error {
 			switch active := l.State() == upgrade.LaneActive; {
 			case weight > 0 && (!active || l.Weight() != weight):
 				activate[l.Name()] = weight
-			case weight == 0 && active && (known || beside || taken):
+			case weight == 0 && active && (beside || taken):
 				withdraw = append(withdraw, l.Name())
 			}
 		}
