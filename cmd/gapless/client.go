@@ -19,6 +19,9 @@ const (
 	statusUndecided  = 4 // it has begun what it was asked for, and the verb waits no longer: what comes of it is not known
 )
 
+// goesOn ends the list of exit statuses in the help of a verb that waits.
+const goesOn = "4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+
 // clientFlags say which gapless a verb speaks to.
 type clientFlags struct {
 	Control string  `placeholder:"PATH" help:"The control socket; without any of these flags, the one gapless of this user."`

@@ -16,7 +16,7 @@ type reloadCmd struct {
 
 // Help is shown after the flags.
 func (reloadCmd) Help() string {
-	return "Exit status: 0 every worker has been replaced; 1 a replacement failed, and what serves was left; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 every worker has been replaced; 1 a replacement failed, and what serves was left; 3 nothing runs; " + goesOn
 }
 
 // Run reloads.

@@ -18,7 +18,7 @@ type scaleCmd struct {
 
 // Help is shown after the flags.
 func (scaleCmd) Help() string {
-	return "Exit status: 0 so many workers serve; 1 not; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C). The number survives upgrades."
+	return "Exit status: 0 so many workers serve; 1 not; 3 nothing runs; " + goesOn + " The number survives upgrades."
 }
 
 // Run scales.

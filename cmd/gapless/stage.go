@@ -19,7 +19,7 @@ type shiftCmd struct {
 
 // Help is shown after the flags.
 func (shiftCmd) Help() string {
-	return "Exit status: 0 the staged generation gets that share; 1 not; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C). Connections that are open stay where they are."
+	return "Exit status: 0 the staged generation gets that share; 1 not; 3 nothing runs; " + goesOn + " Connections that are open stay where they are."
 }
 
 // Run shifts.
@@ -46,7 +46,7 @@ type promoteCmd struct {
 
 // Help is shown after the flags.
 func (promoteCmd) Help() string {
-	return "Exit status: 0 the staged generation is in charge, or in its window; 1 not; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 the staged generation is in charge, or in its window; 1 not; 3 nothing runs; " + goesOn
 }
 
 // Run promotes.
@@ -71,7 +71,7 @@ type abortCmd struct {
 
 // Help is shown after the flags.
 func (abortCmd) Help() string {
-	return "Exit status: 0 the staged generation has no share any more, and drains what it had; 1 not; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 the staged generation has no share any more, and drains what it had; 1 not; 3 nothing runs; " + goesOn
 }
 
 // Run aborts.
@@ -93,7 +93,7 @@ type rollbackCmd struct {
 
 // Help is shown after the flags.
 func (rollbackCmd) Help() string {
-	return "Exit status: 0 the old generation has everything again, and the new one drains; 1 not, for example because the window is over; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 the old generation has everything again, and the new one drains; 1 not, for example because the window is over; 3 nothing runs; " + goesOn
 }
 
 // Run rolls back.

@@ -20,7 +20,7 @@ type stopCmd struct {
 
 // Help is shown after the flags.
 func (stopCmd) Help() string {
-	return "Exit status: 0 everything has ended; 1 not; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 everything has ended; 1 not; 3 nothing runs; " + goesOn
 }
 
 // Run stops.

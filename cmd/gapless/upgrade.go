@@ -31,7 +31,7 @@ type upgradeCmd struct {
 
 // Help is shown after the flags.
 func (upgradeCmd) Help() string {
-	return "Exit status: 0 the new generation is in charge, or staged, or in its window; 1 aborted, and the old one serves on; 2 wrong usage; 3 nothing runs; 4 it goes on, and nobody waits any more (--timeout, Ctrl-C)."
+	return "Exit status: 0 the new generation is in charge, or staged, or in its window; 1 aborted, and the old one serves on; 2 wrong usage; 3 nothing runs; " + goesOn
 }
 
 // Run upgrades.
