@@ -17,6 +17,7 @@ type watchdog struct {
 
 // run beats until ctx ends.
 func (w watchdog) run(ctx context.Context) error {
+	soon := max(w.span/8, 1)
 	next := time.NewTimer(w.span / 2)
 	defer next.Stop()
 	for {
@@ -26,11 +27,11 @@ func (w watchdog) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		// An answer that takes longer is none: two more questions come before the span is over.
-		ask, cancel := context.WithTimeout(ctx, max(w.span/8, 1))
-		pause := max(w.span/8, 1)
+		ask, cancel := context.WithTimeout(ctx, soon)
+		pause := soon
 		if w.healthy(ask) {
 			w.beat()
-			pause = max(w.span/2, 1)
+			pause = w.span / 2
 		}
 		cancel()
 		next.Reset(pause)
