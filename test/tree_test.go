@@ -140,15 +140,20 @@ func leftovers(mark string) []proc {
 	return describe(left)
 }
 
-// signal sends a signal to a process that is not our child, through a pidfd.
-func signal(t testing.TB, pid int, sig syscall.Signal) {
-	t.Helper()
+// send sends a signal to a process that is not our child, through a pidfd.
+func send(pid int, sig syscall.Signal) error {
 	p, err := os.FindProcess(pid)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer p.Release()
-	if err := p.Signal(sig); err != nil {
+	return p.Signal(sig)
+}
+
+// signal sends a signal to a process that must be there.
+func signal(t testing.TB, pid int, sig syscall.Signal) {
+	t.Helper()
+	if err := send(pid, sig); err != nil {
 		t.Fatalf("signal %v to %d: %v", sig, pid, err)
 	}
 }
@@ -157,10 +162,7 @@ func signal(t testing.TB, pid int, sig syscall.Signal) {
 func stop(t testing.TB, pids []int) {
 	t.Helper()
 	for _, pid := range pids {
-		if p, err := os.FindProcess(pid); err == nil {
-			_ = p.Signal(syscall.SIGSTOP) // one that has gone stands still, too
-			_ = p.Release()
-		}
+		_ = send(pid, syscall.SIGSTOP) // one that has gone stands still, too
 	}
 	eventually(t, patience, "all threads are stopped", func() bool {
 		for _, pid := range pids {
@@ -180,12 +182,7 @@ func stop(t testing.TB, pids []int) {
 }
 
 // kill sends KILL to a process that may have gone.
-func kill(pid int) {
-	if p, err := os.FindProcess(pid); err == nil {
-		_ = p.Kill()
-		_ = p.Release()
-	}
-}
+func kill(pid int) { _ = send(pid, syscall.SIGKILL) }
 
 // started holds the PIDs of those children of this process that exec.Cmd waits for although they may have a process group
 // of their own.
