@@ -156,11 +156,11 @@ func (c *conn) watch() error {
 	}
 	if !c.rd.IsZero() {
 		if !c.rd.After(longAgo) { // net/http ends the watch so, and a look at the clock is not for nothing
-			return errTimeout
+			return errTimeout()
 		}
 		d := time.Until(c.rd)
 		if d <= 0 {
-			return errTimeout
+			return errTimeout()
 		}
 		if len(c.buf) > 0 {
 			timer := time.AfterFunc(d, func() { c.mu.Lock(); c.cond.Broadcast(); c.mu.Unlock() })
