@@ -69,6 +69,8 @@ type Inventory struct {
 	activated map[string][]*os.File
 	attach    func(*os.File, []bpf.RawInstruction) error // replaced in tests that follow what the kernel is given
 
+	stirred chan struct{} // the watcher must look again; buffered
+
 	mu     sync.Mutex
 	groups []*group // in the order of their claims
 }
@@ -88,7 +90,7 @@ type group struct {
 
 // NewInventory returns an empty inventory that keeps its descriptors in files.
 func NewInventory(files Files, opts InventoryOptions) *Inventory {
-	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, changed: opts.Changed, leftovers: opts.Leftovers, activated: opts.Activated, attach: attach}
+	inv := &Inventory{files: files, log: opts.Logger, owner: opts.Owner, changed: opts.Changed, leftovers: opts.Leftovers, activated: opts.Activated, attach: attach, stirred: make(chan struct{}, 1)}
 	if inv.log == nil {
 		inv.log = zap.NewNop()
 	}
@@ -336,6 +338,7 @@ func (inv *Inventory) add(g *group, file *os.File) error {
 	}
 	g.lanes = append(g.lanes, l)
 	g.next++
+	inv.stir()
 	inv.tell()
 	return nil
 }

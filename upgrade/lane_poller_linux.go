@@ -46,6 +46,7 @@ func (inv *Inventory) stopPollingLanes() error {
 	for _, fd := range table.sockets {
 		errs = append(errs, table.remove(fd))
 	}
+	inv.stir() // its epoll set is one of those
 	return errors.Join(errs...)
 }
 

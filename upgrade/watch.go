@@ -17,6 +17,7 @@ const (
 	maxTimeOut     = 10 * time.Second // a lane that hangs again and again is tried that often at least
 	forgiveAfter   = 30 * time.Second // a lane that served this long is as good as new
 	minStallChecks = 3                // readings within the window that must agree
+	calmAfter      = 50               // readings in a row that found nothing, before the watcher waits to be told
 )
 
 // WatchOptions are the parts of Watch that may be chosen. The zero value works.
@@ -72,31 +73,73 @@ func (inv *Inventory) Readings() []LaneReading {
 //     puts the lane and the order of indexes right again;
 //   - reports what waits at lanes that nobody serves.
 //
+// After some readings that found nothing it waits until the kernel says that something has come: where there are no new
+// connections, watching costs nothing.
+//
 // Only the master in charge watches.
 func (inv *Inventory) Watch(ctx context.Context, opts WatchOptions) error {
 	interval, window := cmp.Or(opts.Interval, DefaultWatchInterval), cmp.Or(opts.Window, DefaultStallWindow)
 	rules := make(map[*group]*stallRule)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	arrivals := newArrivals()
+	defer arrivals.close()
+	found := 0 // readings since something was found
+	stirred := func() {
+		if found >= calmAfter {
+			tick.Reset(interval)
+		}
+		found = 0
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-inv.stirred:
+			stirred()
+		case <-arrivals.c:
+			stirred()
 		case now := <-tick.C:
-			inv.mu.Lock()
-			for _, g := range inv.groups {
-				if rules[g] == nil {
-					rules[g] = newStallRule(window)
-				}
-				inv.watchGroup(g, rules[g], now, opts)
+			lanes, calm := inv.watchAll(rules, now, window, opts)
+			if !calm {
+				found = 0
+				continue
 			}
-			inv.mu.Unlock()
+			if found++; found >= calmAfter && arrivals.await(lanes) {
+				tick.Stop()
+			}
 		}
 	}
 }
 
-// watchGroup takes one reading of an address. The lock is held.
-func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts WatchOptions) {
+// watchAll takes one reading of all addresses. It returns the lanes that tell something, and whether nothing was found.
+func (inv *Inventory) watchAll(rules map[*group]*stallRule, now time.Time, window time.Duration, opts WatchOptions) (lanes []*Lane, calm bool) {
+	inv.mu.Lock()
+	defer inv.mu.Unlock()
+	calm = true
+	for _, g := range inv.groups {
+		if rules[g] == nil {
+			rules[g] = newStallRule(window)
+		}
+		calm = inv.watchGroup(g, rules[g], now, opts) && calm
+		if g.address.Network != NetworkUnix {
+			lanes = append(lanes, g.lanes...)
+		}
+	}
+	return lanes, calm
+}
+
+// stir has the watcher look again, if it waits: what it waits for may not be told any more, or is not all.
+func (inv *Inventory) stir() {
+	select {
+	case inv.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// watchGroup takes one reading of an address, and says whether nothing was found. The lock is held.
+func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts WatchOptions) (calm bool) {
+	calm = true
 	var samples []sample
 	var strays []sample
 	var shut []*Lane
@@ -106,17 +149,20 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 		case err != nil: // a unix socket does not tell
 		case r.state != tcpListening:
 			shut = append(shut, l)
+			calm = false
 		case l.state == LaneActive:
 			samples = append(samples, sample{l, r.queue})
+			calm = calm && (g.mode == ModePlain || r.queue == 0 && !l.out)
 		case l.state == LaneFree && r.queue > 0 && !g.marked(l):
 			strays = append(strays, sample{l, r.queue})
+			calm = false
 		}
 	}
 	if len(shut) > 0 {
 		inv.repair(g, shut)
 	}
 	if g.mode == ModePlain || len(samples) == 0 {
-		return
+		return calm
 	}
 	if opts.Stray != nil {
 		for _, s := range strays {
@@ -125,7 +171,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 	}
 	changed := rule.decide(now, samples)
 	if len(changed) == 0 {
-		return
+		return calm
 	}
 	for _, l := range changed {
 		l.out = !l.out
@@ -135,7 +181,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 		for _, l := range changed {
 			l.out = !l.out
 		}
-		return
+		return false
 	}
 	for _, l := range changed {
 		if l.out {
@@ -147,6 +193,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 			opts.Stalled(l, l.out)
 		}
 	}
+	return false
 }
 
 // repair follows what the kernel did to the order of a group when somebody called shutdown(2) on lanes: the last lane
