@@ -149,6 +149,7 @@ func (l *Lane) move(next LaneState, weight int) error {
 		l.out = false
 	}
 	if from != next {
+		l.inventory.stir()
 		l.inventory.observe(l, from, next)
 	}
 	return nil

@@ -17,7 +17,7 @@ const (
 	maxTimeOut     = 10 * time.Second // a lane that hangs again and again is tried that often at least
 	forgiveAfter   = 30 * time.Second // a lane that served this long is as good as new
 	minStallChecks = 3                // readings within the window that must agree
-	calmAfter      = 50               // readings in a row that found nothing, before the watcher waits to be told
+	calmAfter      = 10               // readings in a row that found nothing, before the watcher waits to be told
 )
 
 // WatchOptions are the parts of Watch that may be chosen. The zero value works.
@@ -100,20 +100,26 @@ func (inv *Inventory) Watch(ctx context.Context, opts WatchOptions) error {
 		case <-arrivals.c:
 			stirred()
 		case now := <-tick.C:
-			lanes, calm := inv.watchAll(rules, now, window, opts)
+			places, calm := inv.watchAll(rules, now, window, opts)
 			if !calm {
 				found = 0
 				continue
 			}
-			if found++; found >= calmAfter && arrivals.await(lanes) {
+			if found++; found >= calmAfter && arrivals.await(places) {
 				tick.Stop()
 			}
 		}
 	}
 }
 
-// watchAll takes one reading of all addresses. It returns the lanes that tell something, and whether nothing was found.
-func (inv *Inventory) watchAll(rules map[*group]*stallRule, now time.Time, window time.Duration, opts WatchOptions) (lanes []*Lane, calm bool) {
+// lookout is a lane of which the watcher wants to be told that it listens no more, and of arrivals too or not.
+type lookout struct {
+	lane     *Lane
+	arrivals bool
+}
+
+// watchAll takes one reading of all addresses. It returns what to be told of next, and whether nothing was found.
+func (inv *Inventory) watchAll(rules map[*group]*stallRule, now time.Time, window time.Duration, opts WatchOptions) (places []lookout, calm bool) {
 	inv.mu.Lock()
 	defer inv.mu.Unlock()
 	calm = true
@@ -121,12 +127,18 @@ func (inv *Inventory) watchAll(rules map[*group]*stallRule, now time.Time, windo
 		if rules[g] == nil {
 			rules[g] = newStallRule(window)
 		}
-		calm = inv.watchGroup(g, rules[g], now, opts) && calm
-		if g.address.Network != NetworkUnix {
-			lanes = append(lanes, g.lanes...)
+		active, groupCalm := inv.watchGroup(g, rules[g], now, opts)
+		calm = calm && groupCalm
+		if g.address.Network == NetworkUnix {
+			continue // it tells nothing
+		}
+		for _, l := range g.lanes {
+			// A single active lane is never taken out, and nothing is done for those that start or drain.
+			heeds := g.mode != ModePlain && (l.state == LaneFree || l.state == LaneActive && active > 1)
+			places = append(places, lookout{l, heeds})
 		}
 	}
-	return lanes, calm
+	return places, calm
 }
 
 // stir has the watcher look again, if it waits: what it waits for may not be told any more, or is not all.
@@ -137,8 +149,9 @@ func (inv *Inventory) stir() {
 	}
 }
 
-// watchGroup takes one reading of an address, and says whether nothing was found. The lock is held.
-func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts WatchOptions) (calm bool) {
+// watchGroup takes one reading of an address. It returns how many lanes are active, and whether nothing was found. The
+// lock is held.
+func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts WatchOptions) (active int, calm bool) {
 	calm = true
 	var samples []sample
 	var strays []sample
@@ -152,7 +165,6 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 			calm = false
 		case l.state == LaneActive:
 			samples = append(samples, sample{l, r.queue})
-			calm = calm && (g.mode == ModePlain || r.queue == 0 && !l.out)
 		case l.state == LaneFree && r.queue > 0 && !g.marked(l):
 			strays = append(strays, sample{l, r.queue})
 			calm = false
@@ -162,16 +174,19 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 		inv.repair(g, shut)
 	}
 	if g.mode == ModePlain || len(samples) == 0 {
-		return calm
+		return len(samples), calm
 	}
 	if opts.Stray != nil {
 		for _, s := range strays {
 			opts.Stray(s.lane, s.queue)
 		}
 	}
+	for _, s := range samples {
+		calm = calm && !s.lane.out && (s.queue == 0 || len(samples) == 1)
+	}
 	changed := rule.decide(now, samples)
 	if len(changed) == 0 {
-		return calm
+		return len(samples), calm
 	}
 	for _, l := range changed {
 		l.out = !l.out
@@ -181,7 +196,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 		for _, l := range changed {
 			l.out = !l.out
 		}
-		return false
+		return len(samples), false
 	}
 	for _, l := range changed {
 		if l.out {
@@ -193,7 +208,7 @@ func (inv *Inventory) watchGroup(g *group, rule *stallRule, now time.Time, opts 
 			opts.Stalled(l, l.out)
 		}
 	}
-	return false
+	return len(samples), false
 }
 
 // repair follows what the kernel did to the order of a group when somebody called shutdown(2) on lanes: the last lane

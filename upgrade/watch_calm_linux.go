@@ -22,21 +22,20 @@ type arrivals struct {
 
 func newArrivals() *arrivals { return &arrivals{c: make(chan struct{}, 1)} }
 
-// await has c told when one of the lanes holds a connection or stops to listen, at once if one does so already. It
-// returns false where that is not possible.
-func (a *arrivals) await(lanes []*Lane) bool {
-	if len(lanes) == 0 {
+// await has c told of what the lookouts are for, at once if it is so already. It returns false where that is not possible.
+func (a *arrivals) await(places []lookout) bool {
+	if len(places) == 0 {
 		return true
 	}
 	if a.ep == nil && a.open() != nil {
 		return false
 	}
-	for _, l := range lanes {
+	for _, p := range places {
 		events := uint32(unix.EPOLLONESHOT) // the end of listening is always told
-		if l.group.mode != ModePlain {
+		if p.arrivals {
 			events |= unix.EPOLLIN
 		}
-		if withFd(l.file, func(fd int) error { return a.arm(fd, events) }) != nil {
+		if withFd(p.lane.file, func(fd int) error { return a.arm(fd, events) }) != nil {
 			return false
 		}
 	}

@@ -97,7 +97,11 @@ func TestWatch_WaitsWhereNothingComesAndMissesNothing(t *testing.T) {
 	t.Run("new lane", func(t *testing.T) {
 		inv := start(t, WatchOptions{})
 		echoName(t, take(t, inv, 1)[0])
+		if err := inv.Switch(map[string]int{"web#2": 1}, nil); err != nil {
+			t.Fatal(err)
+		}
 		calm(t, inv)
+		hang(t, inv)
 	})
 	t.Run("shut down", func(t *testing.T) {
 		inv := start(t, WatchOptions{})

@@ -42,8 +42,8 @@ func BenchmarkAdapter(b *testing.B) {
 			if _, err := exec.LookPath(tc.command[0]); err != nil {
 				b.Fatalf("%v: run `make test-deps`", err)
 			}
-			with := run(b, nil, []string{"-w", "1"}, tc.command...)
-			without := run(b, nil, []string{"-w", "1", "--adapter", "off"}, tc.command...)
+			with := func(b testing.TB) *server { return run(b, nil, []string{"-w", "1"}, tc.command...) }
+			without := func(b testing.TB) *server { return run(b, nil, []string{"-w", "1", "--adapter", "off"}, tc.command...) }
 			versus(b, tc.name+" with the adapter / without it", "with, without", 0.98, with, without)
 		})
 	}
