@@ -27,21 +27,22 @@ type conn struct {
 	mu      sync.Mutex
 	cond    sync.Cond // on mu: the deadline, the scanner or closed changed
 	scan    scanner
-	buf     []byte    // read ahead and not yet given to net/http
-	rd      time.Time // the read deadline that net/http wants
-	set     time.Time // the one in force
-	one     [4]byte   // for reads that must take little, without an allocation
-	small   [4]byte   // holds buf while it is that short
-	page    *page     // holds buf when it is longer
-	parked  bool      // net/http has not got it yet
-	first   bool      // net/http serves its first request on it
-	idle    bool      // TLS: between two requests, with nothing read of the next
-	h2      bool      // HTTP/2: only GOAWAY can end it
-	taken   bool      // hijacked
-	busy    bool      // a request is with the program
-	reading bool      // a Read is blocked in the kernel
-	kicked  bool      // the read deadline in force is a kick
-	gone    bool      // handed off or ended between two requests
+	buf     []byte      // read ahead and not yet given to net/http
+	rd      time.Time   // the read deadline that net/http wants
+	free    atomic.Bool // rd is zero and the connection open; written with mu held
+	set     time.Time   // the one in force
+	one     [4]byte     // for reads that must take little, without an allocation
+	small   [4]byte     // holds buf while it is that short
+	page    *page       // holds buf when it is longer
+	parked  bool        // net/http has not got it yet
+	first   bool        // net/http serves its first request on it
+	idle    bool        // TLS: between two requests, with nothing read of the next
+	h2      bool        // HTTP/2: only GOAWAY can end it
+	taken   bool        // hijacked
+	busy    bool        // a request is with the program
+	reading bool        // a Read is blocked in the kernel
+	kicked  bool        // the read deadline in force is a kick
+	gone    bool        // handed off or ended between two requests
 	closed  bool
 	lazy    lazyWatch
 
@@ -104,6 +105,7 @@ func newConn(srv *server, nc net.Conn, tls bool) (*conn, error) {
 	}
 	c := &conn{Conn: nc, rc: rc, srv: srv, tls: tls, first: true, idle: true}
 	c.cond.L = &c.mu
+	c.free.Store(true)
 	return c, nil
 }
 
@@ -141,6 +143,7 @@ func (c *conn) Close() error {
 	c.mu.Lock()
 	closed := c.closed
 	c.closed = true
+	c.free.Store(false)
 	c.cond.Broadcast()
 	c.mu.Unlock()
 	err := c.Conn.Close()

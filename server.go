@@ -73,11 +73,13 @@ func newServer(p *process, srv *http.Server, name string, secure bool) *server {
 
 	userState, userContext, userBase := srv.ConnState, srv.ConnContext, srv.BaseContext
 	srv.ConnState = func(nc net.Conn, st http.ConnState) {
-		if c := connOf(nc); c != nil {
-			switch st {
-			case http.StateIdle:
+		switch st {
+		case http.StateIdle:
+			if c := connOf(nc); c != nil {
 				c.finished()
-			case http.StateHijacked:
+			}
+		case http.StateHijacked:
+			if c := connOf(nc); c != nil {
 				c.pass()
 			}
 		}

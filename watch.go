@@ -107,9 +107,13 @@ func (c *conn) SetDeadline(t time.Time) error {
 
 // SetReadDeadline is as in net.Conn.
 func (c *conn) SetReadDeadline(t time.Time) error {
+	if t.IsZero() && c.free.Load() {
+		return nil // which is three of the five calls for a request
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rd = t
+	c.free.Store(t.IsZero() && !c.closed)
 	c.cond.Broadcast()
 	switch {
 	case c.kicked:
