@@ -15,20 +15,31 @@ import (
 type arrivals struct {
 	c chan struct{} // receives when something has come
 
-	ep   *os.File // of epoll; nil until it is needed
+	ep   *os.File // of epoll; nil where there is none, and nothing is awaited
 	rc   syscall.RawConn
+	runs bool // its goroutine, from the first await
 	loop sync.WaitGroup
 }
 
-func newArrivals() *arrivals { return &arrivals{c: make(chan struct{}, 1)} }
+// newArrivals makes the epoll set now, not when it is first needed: who counts a master's descriptors, to see whether one
+// is lost, should find the same number at any time.
+func newArrivals() *arrivals {
+	a := &arrivals{c: make(chan struct{}, 1)}
+	_ = a.open() // without it the watcher looks itself, as often as it does where connections come
+	return a
+}
 
 // await has c told of what the lookouts are for, at once if it is so already. It returns false where that is not possible.
 func (a *arrivals) await(places []lookout) bool {
 	if len(places) == 0 {
 		return true
 	}
-	if a.ep == nil && a.open() != nil {
+	if a.ep == nil {
 		return false
+	}
+	if !a.runs {
+		a.runs = true
+		a.loop.Go(a.run)
 	}
 	for _, p := range places {
 		events := uint32(unix.EPOLLONESHOT) // the end of listening is always told
@@ -71,7 +82,6 @@ func (a *arrivals) open() error {
 		return errors.Join(err, f.Close())
 	}
 	a.ep, a.rc = f, rc
-	a.loop.Go(a.run)
 	return nil
 }
 
