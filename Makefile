@@ -55,7 +55,7 @@ fuzz: ## Fuzz each parser for 20 s
 test-deps: ## Install the servers that the tests run as workers (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		uvicorn python3-fastapi python3-uvloop python3-httptools gunicorn puma util-linux procps nghttp2-client chromium systemd dbus libpam-systemd haproxy iproute2 \
+		uvicorn python3-fastapi python3-uvloop python3-httptools python3-wsproto python3-websockets gunicorn puma util-linux procps nghttp2-client chromium systemd dbus libpam-systemd haproxy iproute2 \
 		python3-hypercorn php-fpm
 	@command -v node >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs
 
