@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gapless/internal/handoff"
+	"gapless/internal/testwait"
 )
 
 // A request that came in the same TLS record as the one before is as much in flight as any other.
@@ -49,9 +50,9 @@ func TestDrain_PipelinedRequestOverTLSIsNotCancelled(t *testing.T) {
 	await(t, entered)
 	s := p.servers[0]
 	p.orderDrain(order{from: time.Now(), stop: true})
-	until(t, "what is idle ends", func() bool { return s.mode.Load() == modeEnding })
-	rounds := 0 // of the drain, which looks at all connections in each: fewer than these milliseconds
-	until(t, "all connections have been looked at", func() bool { rounds++; return rounds > 100 })
+	testwait.Until(t, "what is idle ends", func() bool { return s.mode.Load() == modeEnding })
+	rounds := 0 // the drain looks at all connections in each of its own, which take 10 ms: often while these hundred go on
+	testwait.Until(t, "all connections have been looked at", func() bool { rounds++; return rounds > 100 })
 	close(gate)
 	br := bufio.NewReader(c)
 	for i := range 2 {
@@ -89,7 +90,7 @@ func TestDrain_CallsWhatIsRegisteredOnce(t *testing.T) {
 	})
 	<-entered
 	p.orderStop()
-	until(t, "it is called", func() bool { return called.Load() > 0 })
+	testwait.Until(t, "it is called", func() bool { return called.Load() > 0 })
 	<-time.After(time.Second) // longer than Shutdown is waited for
 	close(gate)
 	wg.Wait()
@@ -162,7 +163,7 @@ func TestServe_ProgramShutsDownWithParkedConnections(t *testing.T) {
 	p.mu.Lock()
 	s := p.servers[0]
 	p.mu.Unlock()
-	until(t, "they have come", func() bool { return s.count() == len(clients) })
+	testwait.Until(t, "they have come", func() bool { return s.count() == len(clients) })
 	if err := s.srv.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +247,7 @@ func TestHandoff_ConnectionThatWasReset(t *testing.T) {
 	a := newAsker(dialN(t, f.addr(), 1)[0])
 	a.send(t, get)
 	a.answer(t)
-	until(t, "the other one is forgotten", func() bool { return f.cur.connections() == 1 })
+	testwait.Until(t, "the other one is forgotten", func() bool { return f.cur.connections() == 1 })
 }
 
 // That a program closes a connection which is about to move is no reason to give up the queue.

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 // selfSigned is a certificate for 127.0.0.1.
@@ -168,7 +170,7 @@ func TestDrain_IdleConnectionsEnd(t *testing.T) {
 				defer c.Close()
 				idle = append(idle, c)
 			}
-			until(t, "all connections are accepted", func() bool {
+			testwait.Until(t, "all connections are accepted", func() bool {
 				p.mu.Lock()
 				defer p.mu.Unlock()
 				return len(p.servers) == 1 && p.servers[0].count() == len(silent)+len(idle)+1
@@ -202,7 +204,7 @@ func TestDrain_WaitsForHijackedConnections(t *testing.T) {
 	if _, err := io.WriteString(c, get); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the connection is hijacked", func() bool {
+	testwait.Until(t, "the connection is hijacked", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, s := range p.servers {
@@ -249,7 +251,7 @@ func TestServe_UsersHooksStayInForce(t *testing.T) {
 	p.orderStop()
 	await(t, done)
 	// net/http tells of a closed connection after it has closed it.
-	until(t, "ConnState was told of every state", func() bool {
+	testwait.Until(t, "ConnState was told of every state", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return seen[http.StateNew] && seen[http.StateActive] && seen[http.StateIdle] && seen[http.StateClosed]
@@ -260,7 +262,7 @@ func TestServe_ReturnsWhenTheProgramShutsDown(t *testing.T) {
 	p := noEnv(t)
 	srv := &http.Server{Handler: http.NotFoundHandler()}
 	_, done := serveOn(t, p, "web", srv)
-	until(t, "it serves", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.servers) == 1 && p.listeners[0].serving })
+	testwait.Until(t, "it serves", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.servers) == 1 && p.listeners[0].serving })
 	if err := srv.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"gapless/internal/handoff"
 	"gapless/internal/seqpacket"
+	"gapless/internal/testwait"
 )
 
 // fleet plays the master: a socket and, per generation, a worker (a process
@@ -108,7 +109,7 @@ func (f *fleet) start() *member {
 	srv := f.make(f.gen)
 	srv.Addr = "web"
 	go func() { m.done <- m.p.serve(srv) }()
-	until(f.t, "the worker is ready", func() bool {
+	testwait.Until(f.t, "the worker is ready", func() bool {
 		m.p.mu.Lock()
 		defer m.p.mu.Unlock()
 		return m.p.listeners[0].serving
@@ -245,7 +246,7 @@ func TestHandoff_NothingDroppedNothingClosed(t *testing.T) {
 	for range 20 {
 		before := answered.Load()
 		f.upgrade()
-		until(t, "traffic goes on", func() bool { return answered.Load() > before+100 || t.Failed() })
+		testwait.Until(t, "traffic goes on", func() bool { return answered.Load() > before+100 || t.Failed() })
 	}
 	close(stop)
 	wg.Wait()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gapless/internal/handoff"
+	"gapless/internal/testwait"
 )
 
 // asker asks on one connection.
@@ -104,7 +105,7 @@ func TestHandoff_FullQueueKeepsServing(t *testing.T) {
 	// Now the queue moves again.
 	next := f.cur.sender(t)
 	defer next.Close()
-	until(t, "the old worker is done", func() bool {
+	testwait.Until(t, "the old worker is done", func() bool {
 		if _, err := handoff.Move(next, stalled); err != nil && !errors.Is(err, handoff.ErrFull) {
 			t.Fatal(err)
 		}
@@ -152,12 +153,12 @@ func TestHandoff_RequestsInTheMiddle(t *testing.T) {
 	behind.send(t, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 	<-entered
 	behind.send(t, post("/", "Content-Length: 6\r\n", "behind"))
-	until(t, "all connections are read from", func() bool { return f.cur.p.servers[0].count() == 4 })
+	testwait.Until(t, "all connections are read from", func() bool { return f.cur.p.servers[0].count() == 4 })
 
 	old := f.cur
 	f.cur = f.start()
 	old.p.orderDrain(order{from: time.Now(), queue: f.cur.sender(t)})
-	until(t, "the idle connection has moved", func() bool { return f.cur.p.servers[0].count() >= 1 })
+	testwait.Until(t, "the idle connection has moved", func() bool { return f.cur.p.servers[0].count() >= 1 })
 	half.send(t, "ngth: 4\r\n\r\nhalf")
 	if g, body := half.answer(t); g != "1" || body != "half" {
 		t.Errorf("half a head: answered by generation %s with %q", g, body)
@@ -240,7 +241,7 @@ func TestHandoff_FallsBackWhenTheQueueIsGone(t *testing.T) {
 	_ = next.send.Close()
 	_ = s.Close() // every send fails from now on
 	old.p.orderDrain(order{from: time.Now(), queue: s})
-	until(t, "the old worker has noticed", func() bool {
+	testwait.Until(t, "the old worker has noticed", func() bool {
 		old.p.mu.Lock()
 		defer old.p.mu.Unlock()
 		return len(old.p.servers) == 1 && old.p.servers[0].mode.Load() == modeClosing

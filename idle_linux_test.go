@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 // Connections that have come from elsewhere and say nothing cost a descriptor and no goroutine, however often they move.
@@ -17,13 +19,13 @@ func TestIdleSet_HasNoGoroutineForEach(t *testing.T) {
 	const n = 200
 	f := newFleet(t, echoing)
 	cs := dialN(t, f.addr(), n)
-	until(t, "all connections are accepted", func() bool { return f.cur.connections() == n })
+	testwait.Until(t, "all connections are accepted", func() bool { return f.cur.connections() == n })
 	before := runtime.NumGoroutine()
 	for range 3 {
 		f.upgrade()
-		until(t, "all connections have moved", func() bool { return f.cur.connections() == n })
+		testwait.Until(t, "all connections have moved", func() bool { return f.cur.connections() == n })
 	}
-	until(t, "no goroutine is left of those that served them", func() bool { return runtime.NumGoroutine() < before-n/2 })
+	testwait.Until(t, "no goroutine is left of those that served them", func() bool { return runtime.NumGoroutine() < before-n/2 })
 	for _, c := range cs {
 		a := newAsker(c)
 		a.send(t, get)
@@ -53,7 +55,7 @@ func TestIdleSet_Expires(t *testing.T) {
 		return s
 	})
 	cs := dialN(t, f.addr(), 20)
-	until(t, "all connections are accepted", func() bool { return f.cur.connections() == len(cs) })
+	testwait.Until(t, "all connections are accepted", func() bool { return f.cur.connections() == len(cs) })
 	began := time.Now()
 	f.upgrade()
 	for i, c := range cs {
@@ -65,16 +67,16 @@ func TestIdleSet_Expires(t *testing.T) {
 	if took := time.Since(began); took < idle {
 		t.Errorf("ended after %v, before the timeout of %v", took, idle)
 	}
-	until(t, "the worker has forgotten them", func() bool { return f.cur.connections() == 0 })
+	testwait.Until(t, "the worker has forgotten them", func() bool { return f.cur.connections() == 0 })
 }
 
 // A full stop ends them, and serves the one that has sent a request by then.
 func TestIdleSet_FullStop(t *testing.T) {
 	f := newFleet(t, echoing)
 	cs := dialN(t, f.addr(), 50)
-	until(t, "all connections are accepted", func() bool { return f.cur.connections() == len(cs) })
+	testwait.Until(t, "all connections are accepted", func() bool { return f.cur.connections() == len(cs) })
 	f.upgrade()
-	until(t, "all connections have moved", func() bool { return f.cur.connections() == len(cs) })
+	testwait.Until(t, "all connections have moved", func() bool { return f.cur.connections() == len(cs) })
 	f.cur.p.orderStop()
 	a := newAsker(cs[0])
 	a.send(t, get)

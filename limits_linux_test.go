@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gapless/internal/handoff"
+	"gapless/internal/testwait"
 )
 
 // childVariable says that this process may change its limits: it runs a single
@@ -127,7 +128,7 @@ func TestHandoff_TooManyDescriptorsInFlight(t *testing.T) {
 
 	limitFiles(t, few) // from now on nothing can be opened either
 	old.p.orderDrain(order{from: time.Now(), queue: sender})
-	until(t, "no more descriptors are let in flight", func() bool { return s.full.Load() })
+	testwait.Until(t, "no more descriptors are let in flight", func() bool { return s.full.Load() })
 	// Those in the queue are not answered yet.
 	answers, all := askEach(t, as)
 	for i := range n - 2*few {
@@ -144,7 +145,7 @@ func TestHandoff_TooManyDescriptorsInFlight(t *testing.T) {
 		t.Error("the queue is taken for broken")
 	}
 	limitFiles(t, 4*n)
-	until(t, "the old worker is done", func() bool {
+	testwait.Until(t, "the old worker is done", func() bool {
 		if _, err := handoff.Move(next, stalled); err != nil && !errors.Is(err, handoff.ErrFull) && !errors.Is(err, syscall.ETOOMANYREFS) {
 			t.Fatal(err)
 		}
@@ -202,7 +203,7 @@ func TestIdleSet_ShortOfDescriptors(t *testing.T) {
 	f := newFleet(t, echoing)
 	as := askersOf(t, f, n)
 	f.upgrade()
-	until(t, "all connections have moved", func() bool { return f.cur.connections() == n })
+	testwait.Until(t, "all connections have moved", func() bool { return f.cur.connections() == n })
 
 	limitFiles(t, 8) // nothing can be opened: those below are in use
 	answers, all := askEach(t, as)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"gapless/internal/testwait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -76,7 +78,7 @@ func TestServe_DrainAnswersIdleConnectionsOnceMore(t *testing.T) {
 		t.Fatalf("before: %s", got)
 	}
 	p.orderStop()
-	until(t, "the server drains", func() bool { return p.servers[0].mode.Load() != modeServing })
+	testwait.Until(t, "the server drains", func() bool { return p.servers[0].mode.Load() != modeServing })
 	if got := ask(); !strings.Contains(got, "Connection: close") || !strings.HasSuffix(got, "hi") {
 		t.Fatalf("draining: %s", got)
 	}
@@ -84,19 +86,6 @@ func TestServe_DrainAnswersIdleConnectionsOnceMore(t *testing.T) {
 		t.Fatalf("after: %v", err)
 	}
 	await(t, done)
-}
-
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for range 20_000 {
-		if ok() {
-			return
-		}
-		<-tick.C
-	}
-	t.Fatalf("timeout: %s", what)
 }
 
 func dialN(t *testing.T, addr string, n int) []net.Conn {

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 // Connections of a unix socket move like those of TCP, whatever is sent on
@@ -49,7 +51,7 @@ func TestHandoff_UnixSockets(t *testing.T) {
 	for range 5 {
 		before := answered.Load()
 		f.upgrade()
-		until(t, "traffic goes on", func() bool { return answered.Load() > before+50 || t.Failed() })
+		testwait.Until(t, "traffic goes on", func() bool { return answered.Load() > before+50 || t.Failed() })
 	}
 	close(stop)
 	wg.Wait()

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"gapless/internal/testwait"
 )
 
 // A client that asks with each request to upgrade the connection is told that the server goes by whatever answer is not the
@@ -71,7 +73,7 @@ func TestDrain_ToldByTheAnswerToARefusedUpgrade(t *testing.T) {
 				t.Fatalf("before: %v", res.Header)
 			}
 			p.orderStop()
-			until(t, "the server drains", func() bool { return p.servers[0].mode.Load() != modeServing })
+			testwait.Until(t, "the server drains", func() bool { return p.servers[0].mode.Load() != modeServing })
 			res := ask("/")
 			_, err := io.Copy(io.Discard, res.Body)
 			if res.Close == tc.upgrade || !strings.HasPrefix(res.Status, tc.status) || err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"gapless/internal/channel"
 	"gapless/internal/handoff"
+	"gapless/internal/testwait"
 )
 
 // rawDup is a descriptor as a process inherits it: a number that nobody owns.
@@ -158,7 +159,7 @@ func TestWorker_EmptiesItsQueueBeforeItStops(t *testing.T) {
 	if err := master.Send(channel.Drain{Deadline: 30 * time.Second}, nil); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the server drains", func() bool {
+	testwait.Until(t, "the server drains", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.servers[0].mode.Load() != modeServing
@@ -246,7 +247,7 @@ func TestReady_WaitsForAllListeners(t *testing.T) {
 	}
 	accepted := make(chan error, 1)
 	go func() { _, err := raw.Accept(); accepted <- err }()
-	until(t, "the worker is ready", said)
+	testwait.Until(t, "the worker is ready", said)
 	_ = raw.Close()
 	<-accepted
 	p.orderStop()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gapless/internal/packet"
+	"gapless/internal/testwait"
 
 	"go.uber.org/zap"
 )
@@ -122,7 +123,7 @@ func TestMasterLink_HearsAgainHoweverShortThePause(t *testing.T) {
 func TestMasterLink_HearsAgainAfterAPauseWithASignalInHand(t *testing.T) {
 	l, parent := newLink(t)
 	sendSignal(t, parent, 1)
-	poll(t, "the signal is read", func() bool { // nothing is left in the socket: the actor has it
+	testwait.Until(t, "the signal is read", func() bool { // nothing is left in the socket: the actor has it
 		return pending(t, l) == 0
 	})
 	l.pause()

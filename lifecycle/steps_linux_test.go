@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gapless/internal/procfs"
+	"gapless/internal/testwait"
 
 	"go.uber.org/zap"
 )
@@ -73,7 +74,7 @@ func TestRunSteps_EndsAllThatAStepStarted(t *testing.T) {
 			result := make(chan error, 1)
 			began := time.Now()
 			go func() { result <- runSteps(ctx, []string{step}, tc.limit, dir, os.Environ(), nil, zap.NewNop()) }()
-			poll(t, "the step runs", func() bool { _, err := os.Stat(dir + "/started"); return err == nil })
+			testwait.Until(t, "the step runs", func() bool { _, err := os.Stat(dir + "/started"); return err == nil })
 			if tc.limit == 0 {
 				cancel(errors.New("the upgrade was aborted"))
 			}
@@ -93,7 +94,7 @@ func TestRunSteps_EndsAllThatAStepStarted(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				poll(t, "process "+name+" ends", func() bool {
+				testwait.Until(t, "process "+name+" ends", func() bool {
 					s, err := procfs.ReadStat(pid)
 					return err != nil || s.Dead()
 				})

@@ -179,17 +179,3 @@ func dial(t *testing.T, addr Address) net.Conn {
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
-
-// eventually polls the kernel's state until it is as wanted.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-		<-tick.C
-	}
-}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gapless/internal/testwait"
 )
 
 // rudeServer behaves as uvicorn does: it accepts eagerly, and when it is told to stop it closes at once what it has
@@ -305,7 +307,7 @@ func TestSettle_HeedsOnlyItsWorker(t *testing.T) {
 	ask(0)
 	c := ask(1)
 	for _, l := range lanes[:2] {
-		eventually(t, "its connection is accepted", func() bool { r, err := read(l.File()); return err == nil && r.queue == 0 })
+		testwait.Until(t, "its connection is accepted", func() bool { r, err := read(l.File()); return err == nil && r.queue == 0 })
 	}
 	if err := inv.Switch(map[string]int{lanes[2].Name(): 1}, active(inv)); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 // The states of connections in made-up readings.
@@ -200,7 +202,7 @@ func TestDump_ShowsConnectionsAsTheyAre(t *testing.T) {
 			}
 			client := dial(t, inv.Addresses()[0])
 			local := client.LocalAddr().String()
-			eventually(t, "it is established", func() bool { c, ok := find(local); return ok && c.state == established })
+			testwait.Until(t, "it is established", func() bool { c, ok := find(local); return ok && c.state == established })
 			if c, _ := find(local); c.inode != 0 || c.received != 0 {
 				t.Fatalf("before accept: %+v", c)
 			}
@@ -210,7 +212,7 @@ func TestDump_ShowsConnectionsAsTheyAre(t *testing.T) {
 			if _, err := client.Write([]byte("hello")); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "its bytes are there", func() bool { c, _ := find(local); return c.received == 5 && c.unread == 5 })
+			testwait.Until(t, "its bytes are there", func() bool { c, _ := find(local); return c.received == 5 && c.unread == 5 })
 			server, err := listenOnLane(t, lane).Accept()
 			if err != nil {
 				t.Fatal(err)

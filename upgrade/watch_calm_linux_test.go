@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"gapless/internal/testwait"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -52,7 +54,7 @@ func TestWatch_WaitsWhereNothingComesAndMissesNothing(t *testing.T) {
 	const interval = 2 * time.Millisecond
 	calm := func(t *testing.T, inv *Inventory) {
 		t.Helper()
-		eventually(t, "the watcher waits to be told", func() bool { return waits(t, inv) })
+		testwait.Until(t, "the watcher waits to be told", func() bool { return waits(t, inv) })
 	}
 	start := func(t *testing.T, opts WatchOptions) *Inventory {
 		inv := claim(t, "127.0.0.1:0", ModeSteered)
@@ -71,13 +73,13 @@ func TestWatch_WaitsWhereNothingComesAndMissesNothing(t *testing.T) {
 		for inv.Readings()[1].Queue == 0 {
 			dial(t, inv.Addresses()[0])
 		}
-		eventually(t, "the hung lane is out", func() bool { return inv.Readings()[1].Out })
+		testwait.Until(t, "the hung lane is out", func() bool { return inv.Readings()[1].Out })
 	}
 	t.Run("hung worker", func(t *testing.T) {
 		inv := start(t, WatchOptions{})
 		hang(t, inv)
 		echoName(t, inv.Lanes("web")[1])
-		eventually(t, "it is back", func() bool { return !inv.Readings()[1].Out })
+		testwait.Until(t, "it is back", func() bool { return !inv.Readings()[1].Out })
 		calm(t, inv)
 	})
 	t.Run("again and again", func(t *testing.T) {
@@ -108,7 +110,7 @@ func TestWatch_WaitsWhereNothingComesAndMissesNothing(t *testing.T) {
 		if err := shutdownLane(inv.Lanes("web")[0]); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "all listen", func() bool {
+		testwait.Until(t, "all listen", func() bool {
 			for _, l := range inv.Lanes("web") {
 				if r, err := read(l.File()); err != nil || r.state != tcpListening {
 					return false
@@ -131,7 +133,7 @@ func TestWatch_WaitsWhereNothingComesAndMissesNothing(t *testing.T) {
 		for inv.Readings()[0].Queue+inv.Readings()[1].Queue == 0 {
 			dial(t, inv.Addresses()[0])
 		}
-		eventually(t, "a hung lane is out", func() bool { r := inv.Readings(); return r[0].Out || r[1].Out })
+		testwait.Until(t, "a hung lane is out", func() bool { r := inv.Readings(); return r[0].Out || r[1].Out })
 	})
 	t.Run("stray", func(t *testing.T) {
 		strays := make(chan string, 1)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 // watch runs the watcher until the test ends.
@@ -49,7 +51,7 @@ func TestWatch_TakesOutAHungWorkerAndPutsItBack(t *testing.T) {
 	for inv.Readings()[1].Queue == 0 {
 		dial(t, addr)
 	}
-	eventually(t, "the hung lane is out", isOut)
+	testwait.Until(t, "the hung lane is out", isOut)
 	waiting := inv.Readings()[1].Queue
 	for range 50 {
 		if got := who(t, addr); got == "web#1" {
@@ -60,8 +62,8 @@ func TestWatch_TakesOutAHungWorkerAndPutsItBack(t *testing.T) {
 		t.Fatalf("queue grew from %d to %d while out", waiting, got)
 	}
 	echoName(t, lanes[1])
-	eventually(t, "it is back", func() bool { return !isOut() })
-	eventually(t, "it answers", func() bool { return who(t, addr) == "web#1" })
+	testwait.Until(t, "it is back", func() bool { return !isOut() })
+	testwait.Until(t, "it answers", func() bool { return who(t, addr) == "web#1" })
 	if !<-stalled || <-stalled {
 		t.Error("out and back were not told in this order")
 	}
@@ -93,7 +95,7 @@ func TestWatch_RepairsShutdown(t *testing.T) {
 			if err := shutdownLane(lane); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it listens again", func() bool { r, err := read(lane.File()); return err == nil && r.state == tcpListening })
+			testwait.Until(t, "it listens again", func() bool { r, err := read(lane.File()); return err == nil && r.state == tcpListening })
 			order := func() string {
 				var names []string
 				for _, l := range inv.Lanes("web") {
@@ -101,7 +103,7 @@ func TestWatch_RepairsShutdown(t *testing.T) {
 				}
 				return strings.Join(names, " ")
 			}
-			eventually(t, "the order is as the kernel's", func() bool { return order() == tc.order })
+			testwait.Until(t, "the order is as the kernel's", func() bool { return order() == tc.order })
 			for _, l := range inv.Lanes("web") {
 				echoName(t, l)
 			}
@@ -179,7 +181,7 @@ func TestRestore_ALaneThatIsOutComesBack(t *testing.T) {
 	for old.Readings()[0].Queue == 0 || old.Readings()[1].Queue == 0 {
 		dial(t, old.Addresses()[0])
 	}
-	eventually(t, "one of two is out", func() bool { r := old.Readings(); return r[0].Out != r[1].Out })
+	testwait.Until(t, "one of two is out", func() bool { r := old.Readings(); return r[0].Out != r[1].Out })
 	cancel()
 	done.Wait()
 	inv, err := Restore(files, old.State(), nil, InventoryOptions{})
@@ -191,9 +193,9 @@ func TestRestore_ALaneThatIsOutComesBack(t *testing.T) {
 	for _, l := range inv.Lanes("web") {
 		echoName(t, l)
 	}
-	eventually(t, "none is out", func() bool { r := inv.Readings(); return !r[0].Out && !r[1].Out })
+	testwait.Until(t, "none is out", func() bool { r := inv.Readings(); return !r[0].Out && !r[1].Out })
 	for _, name := range []string{"web#0", "web#1"} {
-		eventually(t, name+" answers", func() bool { return who(t, inv.Addresses()[0]) == name })
+		testwait.Until(t, name+" answers", func() bool { return who(t, inv.Addresses()[0]) == name })
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"gapless/internal/channel"
 	"gapless/internal/pidfd"
+	"gapless/internal/testwait"
 )
 
 // travel brings records to another master as the wire does: as JSON and files.
@@ -222,7 +223,7 @@ func TestPool_TheNextMasterIsHeardAndHears(t *testing.T) {
 	old.leave()
 	next := w.newMaster(2, nil)
 	next.Adopt(travel(t, records))
-	poll(t, "the status of the adopted worker", func() bool {
+	testwait.Until(t, "the status of the adopted worker", func() bool {
 		ws := next.Workers()
 		return len(ws) == 1 && ws[0].InFlight == 5 && ws[0].Handoff
 	})

@@ -9,6 +9,7 @@ import (
 
 	"gapless/internal/channel"
 	"gapless/internal/packet"
+	"gapless/internal/testwait"
 )
 
 // talker is a worker that knows the channel. It keeps what it is told and goes on until it is killed.
@@ -77,7 +78,7 @@ func TestPool_TellsAWorkerThatKnowsTheChannel(t *testing.T) {
 	if err := p.ch.Send(channel.Status{InFlight: 4, Connections: 7, Handed: 9}, nil); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "the worker's status", func() bool {
+	testwait.Until(t, "the worker's status", func() bool {
 		i := m.Workers()[0]
 		return i.InFlight == 4 && i.Connections == 7 && i.Handed == 9 && i.Told && i.Handoff
 	})
@@ -155,11 +156,11 @@ func TestPool_AFullStopReachesAWorkerThatIsSettling(t *testing.T) {
 	}
 	defer packet.CloseAll([]*os.File{a, b})
 	for _, wk := range m.all(nil) {
-		wk.orderAlone(Order{Timeout: time.Minute, Queue: func() *os.File { return a }})
+		wk.orderAlone(Order{Timeout: time.Hour, Queue: func() *os.File { return a }})
 	}
 	w.awaitEntry("withdraw", 0, 0)
-	m.DrainAll(Order{Stop: true, Timeout: time.Minute})
-	poll(t, "the second order is taken", func() bool { return len(m.all(nil)[0].orders) == 0 })
+	m.DrainAll(Order{Stop: true, Timeout: time.Hour})
+	testwait.Until(t, "the second order is taken", func() bool { return len(m.all(nil)[0].orders) == 0 })
 	close(settled)
 	first := <-heard
 	if f := <-files; f != nil {
@@ -227,20 +228,5 @@ func TestPool_ExtraTimeIsForWorkersThatKnowTheChannel(t *testing.T) {
 			m.end()
 			w.verify()
 		})
-	}
-}
-
-// poll waits for what nothing tells of.
-func poll(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not in time: %s", what)
-		}
 	}
 }

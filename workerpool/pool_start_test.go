@@ -15,6 +15,7 @@ import (
 	"gapless/internal/channel"
 	"gapless/internal/packet"
 	"gapless/internal/pidfd"
+	"gapless/internal/testwait"
 )
 
 var exited3 = pidfd.Status{Known: true, Code: 3}
@@ -380,15 +381,7 @@ func TestPool_StartWhereAnotherListensElsewhere(t *testing.T) {
 	m := w.newMaster(1, nil)
 	result := make(chan error, 1)
 	go func() { result <- m.Start(t.Context(), 2) }()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.After(20 * time.Second); len(m.Workers()) < 2; {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("there are not two workers")
-		}
-	}
+	testwait.Until(t, "there are two workers", func() bool { return len(m.Workers()) >= 2 })
 	w.mu.Lock()
 	for _, p := range w.programs {
 		if p.slot == 1 {

@@ -11,6 +11,7 @@ import (
 
 	"gapless/internal/channel"
 	"gapless/internal/handoff"
+	"gapless/internal/testwait"
 
 	"github.com/coder/websocket"
 	"golang.org/x/sys/unix"
@@ -332,7 +333,7 @@ func TestUvicorn_TooManyReferences(t *testing.T) {
 		c.send(post("/wait", "a"))
 		all = append(all, c)
 	}
-	eventually(t, "all are being answered", func() bool { return strings.Count(w.printed(), "waits\n") == clients+1 })
+	testwait.Until(t, "all are being answered", func() bool { return strings.Count(w.printed(), "waits\n") == clients+1 })
 	r := w.drain(channel.Drain{Deadline: time.Minute, Handoff: true})
 	w.release("/wait-limit")
 	narrow.answered(fmt.Sprint(limit))

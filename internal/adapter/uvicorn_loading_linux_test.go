@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gapless/internal/channel"
+	"gapless/internal/testwait"
 )
 
 // reasonOf waits for the adapter's word why it is not in force.
@@ -23,7 +24,7 @@ func (w *worker) reasonOf() string {
 // serves waits until the worker answers.
 func (w *worker) serves() {
 	w.t.Helper()
-	eventually(w.t, "it says that it listens", func() bool { return strings.Contains(w.printed(), "Application startup complete") })
+	testwait.Until(w.t, "it says that it listens", func() bool { return strings.Contains(w.printed(), "Application startup complete") })
 	c := dial(w.t, w.addr)
 	c.send(post("/", "a"))
 	c.answered("a")

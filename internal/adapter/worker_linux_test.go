@@ -433,21 +433,6 @@ func servedBy(t *testing.T, c *handoff.Conn) {
 	}
 }
 
-// eventually polls for what happens in another process and cannot be waited for.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(patience)
-	for !ok() {
-		select {
-		case <-end:
-			t.Fatalf("not within %v: %s", patience, what)
-		case <-tick.C:
-		}
-	}
-}
-
 // certificate returns a certificate for nobody in particular, and its key.
 func certificate(t *testing.T) (cert, key string) {
 	t.Helper()

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"gapless/internal/pidfd"
 
@@ -162,19 +161,4 @@ func worker(t *testing.T, role string, l *os.File, cred *syscall.Credential) *ex
 		t.Fatalf("worker %s: %q, %v", role, line, err)
 	}
 	return cmd
-}
-
-// eventually polls what the kernel shows: it has no event for it.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("timed out waiting until", what)
-		}
-	}
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"gapless/internal/testwait"
 )
 
 func TestParseStat(t *testing.T) {
@@ -187,9 +189,9 @@ func shell(t *testing.T, script string) *exec.Cmd {
 }
 
 func TestSignalDescendants(t *testing.T) {
-	cmd := shell(t, "sh -c 'sleep 60 & sleep 60 & wait' & wait; read forever < /dev/zero")
+	cmd := shell(t, "sh -c 'sleep 600 & sleep 600 & wait' & wait; read forever < /dev/zero")
 	pid := cmd.Process.Pid
-	eventually(t, "four processes run", func() bool {
+	testwait.Until(t, "four processes run", func() bool {
 		list, err := Descendants(pid)
 		return err == nil && len(list) == 3
 	})
@@ -206,10 +208,10 @@ func TestSignalDescendants(t *testing.T) {
 }
 
 func TestSignalSession(t *testing.T) {
-	other := shell(t, "sleep 60")
-	cmd := shell(t, "sleep 60 & sleep 60 & wait")
+	other := shell(t, "sleep 600")
+	cmd := shell(t, "sleep 600 & sleep 600 & wait")
 	session := cmd.Process.Pid
-	eventually(t, "three members run", func() bool {
+	testwait.Until(t, "three members run", func() bool {
 		list, err := SessionMembers(session)
 		return err == nil && len(list) == 3
 	})
@@ -217,7 +219,7 @@ func TestSignalSession(t *testing.T) {
 	if n != 3 || err != nil {
 		t.Errorf("reached %d, %v; want 3", n, err)
 	}
-	eventually(t, "no member lives", func() bool {
+	testwait.Until(t, "no member lives", func() bool {
 		list, err := SessionMembers(session)
 		return err == nil && !slices.ContainsFunc(list, func(s Stat) bool { return !s.Dead() })
 	})
@@ -229,16 +231,16 @@ func TestSignalSession(t *testing.T) {
 // A member that forks without end until it is killed must not leave one that was born between listing and signal.
 func TestSignalSession_ForkingMember(t *testing.T) {
 	for range 5 {
-		cmd := shell(t, "i=0; while [ $i -lt 300 ]; do sleep 60 & i=$((i+1)); done; wait")
+		cmd := shell(t, "i=0; while [ $i -lt 300 ]; do sleep 600 & i=$((i+1)); done; wait")
 		session := cmd.Process.Pid
-		eventually(t, "some members run", func() bool {
+		testwait.Until(t, "some members run", func() bool {
 			list, err := SessionMembers(session)
 			return err == nil && len(list) > 20
 		})
 		if _, err := SignalSession(session, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "no member lives", func() bool {
+		testwait.Until(t, "no member lives", func() bool {
 			list, err := SessionMembers(session)
 			return err == nil && !slices.ContainsFunc(list, func(s Stat) bool { return !s.Dead() })
 		})
@@ -246,7 +248,7 @@ func TestSignalSession_ForkingMember(t *testing.T) {
 }
 
 func TestSignalOne_SparesAReusedPID(t *testing.T) {
-	cmd := shell(t, "sleep 60")
+	cmd := shell(t, "sleep 600")
 	s, err := ReadStat(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)

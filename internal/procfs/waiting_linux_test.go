@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gapless/internal/testwait"
 )
 
 func TestWaiting(t *testing.T) {
@@ -32,7 +34,7 @@ func TestWaiting(t *testing.T) {
 			l, inodes, _ := listen(t)
 			pid := worker(t, tt.role, l, nil).Process.Pid
 			var got Evidence
-			eventually(t, "the worker is seen to wait", func() bool {
+			testwait.Until(t, "the worker is seen to wait", func() bool {
 				var err error
 				if got, err = Waiting(pid, inodes); err != nil {
 					t.Fatal(err)
@@ -80,7 +82,7 @@ func TestWaiting_Zombie(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Wait()
-	eventually(t, "it is a zombie", func() bool {
+	testwait.Until(t, "it is a zombie", func() bool {
 		s, err := ReadStat(cmd.Process.Pid)
 		return err == nil && s.Dead()
 	})
@@ -130,7 +132,7 @@ func TestInnerProber(t *testing.T) {
 			p := NewProber("/proc/self/exe", "probe")
 			defer closeProber(t, p)
 			var got Evidence
-			eventually(t, "the worker is seen to wait", func() bool {
+			testwait.Until(t, "the worker is seen to wait", func() bool {
 				if got, err = p.Waiting(t.Context(), pid, inodes); err != nil {
 					t.Fatal(err)
 				}
@@ -167,7 +169,7 @@ func TestInnerProber_NotEvenTheHelperMay(t *testing.T) {
 	defer closeProber(t, p)
 	begin := time.Now()
 	var err error
-	eventually(t, "the missing right is reported", func() bool {
+	testwait.Until(t, "the missing right is reported", func() bool {
 		_, err = p.Waiting(t.Context(), pid, inodes)
 		return err != nil
 	})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gapless/internal/procfs"
+	"gapless/internal/testwait"
 )
 
 // patience bounds every wait: a benchmark that hangs should fail and not stay.
@@ -192,27 +193,11 @@ func (s *server) look() tree {
 func (s *server) settle(generation, workers int) tree {
 	s.b.Helper()
 	var t tree
-	eventually(s.b, "one generation alone", func() bool {
+	testwait.Until(s.b, "one generation alone", func() bool {
 		t = s.look()
 		return len(t.managers) == 2 && len(t.workers) == 1 && len(t.workers[generation]) == workers
 	})
 	return t
-}
-
-// eventually polls for what only the kernel knows.
-func eventually(b testing.TB, what string, ok func() bool) {
-	b.Helper()
-	limit := time.NewTimer(patience)
-	defer limit.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-limit.C:
-			b.Fatalf("not within %v: %s", patience, what)
-		}
-	}
 }
 
 // pss is the memory of processes, in bytes, shared pages counted by their share.

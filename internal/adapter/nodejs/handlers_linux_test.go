@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gapless/internal/channel"
+	"gapless/internal/testwait"
 )
 
 // The program's own handlers run, when every request has been answered.
@@ -60,7 +61,7 @@ func TestDrain_ClosedServer(t *testing.T) {
 	c := a.dial()
 	c.ask("/0", "one")
 	c.send(request("/1000", "slow"))
-	eventually(t, "the server accepts no more", func() bool {
+	testwait.Until(t, "the server accepts no more", func() bool {
 		nc, err := net.Dial("tcp", a.addr)
 		if err == nil {
 			nc.Close()

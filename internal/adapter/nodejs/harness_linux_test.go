@@ -309,16 +309,4 @@ func (c *client) ended() {
 	}
 }
 
-func eventually(t *testing.T, what string, so func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
-		if so() {
-			return
-		}
-	}
-	t.Fatalf("not so: %s", what)
-}
-
 func lines(text string) []string { return strings.Split(strings.TrimSpace(text), "\n") }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gapless/internal/channel"
+	"gapless/internal/testwait"
 )
 
 // What comes from another worker is served, also with what that one has read ahead, and with the client's own address.
@@ -107,7 +108,7 @@ new Worker('console.log("a thread")', { eval: true }).on('exit', () => {
   require('http').createServer((req, res) => res.end()).listen(+process.env.PORT, '127.0.0.1', 511, () => console.log('listens'));
 });
 `, setting{})
-	eventually(t, "it has printed all", func() bool { return strings.Contains(a.output(), "listens") })
+	testwait.Until(t, "it has printed all", func() bool { return strings.Contains(a.output(), "listens") })
 	want := []string{"sockets in a child: 0", "variables in a child: ", "options in a child: --no-warnings", "ipc: undefined undefined 0 0", "a thread", "listens"}
 	if got := lines(a.output()); strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -151,7 +152,7 @@ func TestListen(t *testing.T) {
 			if name == "any port" {
 				return
 			}
-			eventually(t, "it says how the two come together", func() bool {
+			testwait.Until(t, "it says how the two come together", func() bool {
 				return strings.Contains(a.output(), "this program listens on port "+other+" and gapless on ")
 			})
 		})
@@ -230,7 +231,7 @@ else require('http').createServer((req, res) => req.pipe(res)).listen(process.en
 // A program that something started which keeps the descriptors to itself is told so.
 func TestListen_LostDescriptors(t *testing.T) {
 	a := launch(t, strings.Replace(echo, "process.env.PORT", freePort(t), 1), setting{lost: true, silent: true})
-	eventually(t, "it says that the sockets did not get through", func() bool {
+	testwait.Until(t, "it says that the sockets did not get through", func() bool {
 		return strings.Contains(a.output(), "the sockets did not get through")
 	})
 }

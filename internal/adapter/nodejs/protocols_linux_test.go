@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gapless/internal/channel"
+	"gapless/internal/testwait"
 )
 
 // certificate makes files key.pem and cert.pem.
@@ -98,7 +99,7 @@ require('http2').createSecureServer({ key: fs.readFileSync('key.pem'), cert: fs.
 		defer close(answered)
 		post("/500", "two")
 	}()
-	eventually(t, "the second stream is open", func() bool { return strings.Contains(a.output(), "/500") })
+	testwait.Until(t, "the second stream is open", func() bool { return strings.Contains(a.output(), "/500") })
 	a.order(channel.Drain{Deadline: minute, Handoff: true})
 	<-answered
 	if status := a.exits(); status != 0 {
