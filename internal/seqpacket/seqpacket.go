@@ -68,7 +68,20 @@ func Dup(f *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return DupRaw(rc, f.Name())
+	dup, err := DupRaw(rc, f.Name())
+	return dup, asClosed(f, err)
+}
+
+// asClosed is err, or os.ErrClosed if that comes of f being closed: what the
+// raw connection of a closed file answers is nothing that errors.Is can tell.
+func asClosed(f *os.File, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, serr := f.Stat(); errors.Is(serr, os.ErrClosed) {
+		return os.ErrClosed
+	}
+	return err
 }
 
 // File is the file of this end, for passing on with Dup. Callers must not use
@@ -79,10 +92,11 @@ func (c *Conn) File() *os.File { return c.f }
 func (c *Conn) Dup() (*os.File, error) { return Dup(c.f) }
 
 // SetReadDeadline bounds Receive; the zero time lifts the bound.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.f.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error { return asClosed(c.f, c.f.SetReadDeadline(t)) }
 
 // SetWriteDeadline bounds WaitWritable; the zero time lifts the bound.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.f.SetWriteDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return asClosed(c.f, c.f.SetWriteDeadline(t)) }
 
-// Close closes this end. It wakes a blocked Receive with os.ErrClosed.
+// Close closes this end. It wakes a blocked Receive with os.ErrClosed, which
+// whatever is called later returns, too.
 func (c *Conn) Close() error { return c.f.Close() }

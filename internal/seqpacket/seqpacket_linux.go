@@ -101,7 +101,7 @@ func (c *Conn) Send(p []byte, fd int) error {
 	})
 	switch {
 	case err != nil:
-		return err
+		return asClosed(c.f, err)
 	case serr == unix.EAGAIN:
 		return ErrFull
 	case serr != nil:
@@ -127,7 +127,7 @@ func (c *Conn) SendFrom(p []byte, rc syscall.RawConn) error {
 func (c *Conn) ShutWrite() error {
 	var serr error
 	if err := c.rc.Control(func(s uintptr) { serr = unix.Shutdown(int(s), unix.SHUT_WR) }); err != nil {
-		return err
+		return asClosed(c.f, err)
 	}
 	return os.NewSyscallError("shutdown", serr)
 }
@@ -146,7 +146,7 @@ func (c *Conn) WaitWritable() error {
 		return n != 0 || err != nil
 	})
 	if err != nil {
-		return err
+		return asClosed(c.f, err)
 	}
 	return os.NewSyscallError("poll", perr)
 }
@@ -165,7 +165,7 @@ func (c *Conn) WaitReadable() error {
 		return n != 0 || err != nil
 	})
 	if err != nil {
-		return err
+		return asClosed(c.f, err)
 	}
 	return os.NewSyscallError("poll", perr)
 }
@@ -216,7 +216,7 @@ func (c *Conn) receive(p []byte, wait bool) (n, fd int, err error) {
 	}
 	switch {
 	case err != nil:
-		return 0, -1, err
+		return 0, -1, asClosed(c.f, err)
 	case rerr == unix.EAGAIN:
 		return 0, -1, os.ErrDeadlineExceeded
 	case rerr == unix.ECONNRESET:
