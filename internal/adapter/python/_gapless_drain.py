@@ -107,7 +107,7 @@ class Drain:
                 due = self.closing.setdefault(protocol, self.last - random.random() * self.spread)
                 if now > min(due, idle_until) and protocol not in self.closed:
                     self.closed.add(protocol)
-                    protocol.shutdown()  # with 1012
+                    close_websocket(protocol)
             elif not self.give(protocol):
                 self.watch(protocol)
                 if self.queue is None:
@@ -230,3 +230,11 @@ class Drain:
                                         "handed": self.handed, "bytes": self.bytes})
         notify(f"STATUS=draining: {busy} requests in flight, {web} WebSockets open, {self.handed} connections handed over")
         self.loop.call_later(1, self.report)
+
+
+def close_websocket(protocol: Any) -> None:
+    """Closes with 1012, which asks the client to come again. What older uvicorns do with the websockets library has no code."""
+    shaken = getattr(protocol, "handshake_completed_event", None)
+    if shaken is not None and shaken.is_set() and hasattr(protocol, "fail_connection"):
+        protocol.fail_connection(1012)  # a second time, as newer ones do in shutdown, it does nothing
+    protocol.shutdown()
