@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"gapless/internal/control"
 	"gapless/internal/notify"
@@ -87,14 +88,21 @@ func (k *keeper) keepRelease(r *release) error {
 	return k.store(releaseEntry, files...)
 }
 
-// Guard is guardian's. The store takes nothing without a descriptor, so it gets one that means nothing.
+// guardPatience bounds the wait for a parent that is busy.
+const guardPatience = 10 * time.Second
+
+// Guard is guardian's. The store takes nothing without a descriptor, so it gets one that means nothing. It returns when the
+// parent knows the mark: what it reads of a master after that one's death it may take for a stranger's.
 func (k *keeper) Guard(mark string) error {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	return k.store(stepPrefix+mark, null)
+	if err := k.store(stepPrefix+mark, null); err != nil {
+		return err
+	}
+	return notify.Barrier(k.address, guardPatience)
 }
 
 // Unguard is guardian's.

@@ -125,7 +125,7 @@ func TestKill_DuringAnUpgrade(t *testing.T) {
 // lastCharge is the generation that took charge last.
 func (s *server) lastCharge() int {
 	last := 1
-	for _, e := range s.out.find(msg("Upgrade complete")) {
+	for _, e := range s.out.find(tookCharge) {
 		last = max(last, e.Generation)
 	}
 	return last

@@ -105,9 +105,12 @@ func (o *output) tail(t testing.TB, lines int) string {
 
 func msg(text string) func(event) bool { return func(e event) bool { return e.Msg == text } }
 
+// completed also if the new master has died before it could say so: who took its place belongs to the generation in charge.
 func completed(generation int) func(event) bool {
-	return func(e event) bool { return e.Msg == "Upgrade complete" && e.Generation == generation }
+	return func(e event) bool { return tookCharge(e) && e.Generation == generation }
 }
+
+func tookCharge(e event) bool { return e.Msg == "Upgrade complete" || e.Msg == tookPlace }
 
 func aborted(generation int) func(event) bool {
 	return func(e event) bool { return strings.HasPrefix(e.Msg, "Upgrade aborted") && e.To == generation }

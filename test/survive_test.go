@@ -23,7 +23,7 @@ func (s *server) replaced(dead int) int {
 		if s.gone() {
 			return true
 		}
-		for _, e := range s.out.find(func(e event) bool { return e.Msg == tookPlace || e.Msg == "Upgrade complete" }) {
+		for _, e := range s.out.find(tookCharge) {
 			now = e.PID
 		}
 		ms := s.masters()

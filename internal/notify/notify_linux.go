@@ -2,7 +2,9 @@ package notify
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -134,6 +136,24 @@ func SendFDs(address, state string, fds ...int) error {
 	}
 	if err != nil {
 		return fmt.Errorf("notify %s: %w", address, err)
+	}
+	return nil
+}
+
+// Barrier returns when the receiver has acted on all that this process sent before, or with an error after limit. It is that
+// of sd_notify(3): the receiver closes the descriptor that comes with BARRIER=1.
+func Barrier(address string, limit time.Duration) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	err = Send(address, "BARRIER=1", w)
+	if err = errors.Join(err, w.Close(), r.SetReadDeadline(time.Now().Add(limit))); err != nil {
+		return err
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait for the receiver at %s: %w", address, err)
 	}
 	return nil
 }

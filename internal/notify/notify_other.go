@@ -5,6 +5,7 @@ package notify
 import (
 	"errors"
 	"os"
+	"time"
 )
 
 // errLinux: senders are checked by credentials that only Linux passes along.
@@ -27,6 +28,9 @@ func CloseFDs([]int) {}
 
 // Send fails: see errLinux.
 func Send(string, string, ...*os.File) error { return errLinux }
+
+// Barrier fails: see errLinux.
+func Barrier(string, time.Duration) error { return errLinux }
 
 // SendFDs fails: see errLinux.
 func SendFDs(string, string, ...int) error { return errLinux }
