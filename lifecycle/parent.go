@@ -7,7 +7,6 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -83,7 +82,7 @@ type parent struct {
 	ends     chan ended
 	timeout  chan *process // a master that is overdue
 	over     chan struct{} // closed when govern has ended and nobody listens any more
-	reaped   sync.Map      // statuses by PID, for kernels whose pidfds do not tell them
+	reaped   reaped
 
 	cleaned chan struct{} // what a failed master has left is gone
 
@@ -222,8 +221,8 @@ func (p *parent) adopt(proc *pidfd.Process, generation int) *process {
 	p.masters[proc.PID()] = m
 	go func() { // ends with the process, or with govern
 		status := proc.Status()
-		if known, ok := p.reaped.Load(proc.PID()); ok && !status.Known {
-			status = known.(pidfd.Status)
+		if known, ok := p.reaped.status(proc.PID()); ok && !status.Known {
+			status = known
 		}
 		select {
 		case p.ends <- ended{m, status}:

@@ -47,13 +47,7 @@ func (p *parent) note(m notify.Message) bool {
 		p.log.Warn("notify message from another user ignored", fPID(m.PID), zap.Int("uid", m.UID))
 		return false
 	}
-	from := p.masters[m.PID]
-	if from == nil && p.orphaned != nil && p.orphaned.PID() == m.PID {
-		from = p.orphaned // what it said before it died counts
-	}
-	if from == nil && p.fallen != nil && p.fallen.PID() == m.PID {
-		from = p.fallen
-	}
+	from := p.sender(m.PID)
 	if g, ok := m.Fields[generationField]; ok && from == nil && descends(m.PID) {
 		generation, err := strconv.Atoi(g)
 		proc, openErr := pidfd.Open(m.PID)
@@ -100,6 +94,20 @@ func (p *parent) note(m notify.Message) bool {
 		p.up.extend(m.Fields[extendField])
 	}
 	return false
+}
+
+// sender is the master whose words count that has this PID, nil if there is none: one that lives, or of which it is not
+// decided yet what comes of its death.
+func (p *parent) sender(pid int) *process {
+	if m := p.masters[pid]; m != nil {
+		return m
+	}
+	for _, m := range []*process{p.orphaned, p.fallen} {
+		if m != nil && m.PID() == pid {
+			return m
+		}
+	}
+	return nil
 }
 
 // watchOver has a master looked at again after d.
@@ -338,7 +346,7 @@ func (p *parent) reap(ctx context.Context) error {
 			if err != nil || pid <= 0 {
 				break
 			}
-			p.reaped.Store(pid, pidfd.FromWaitStatus(ws))
+			p.reaped.add(pid, pidfd.FromWaitStatus(ws))
 			p.log.Debug("reaped", fPID(pid), zap.Stringer("status", pidfd.FromWaitStatus(ws)))
 		}
 		select {
