@@ -4,11 +4,9 @@ package test
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,15 +22,8 @@ func halt(t *testing.T, pid int) {
 	t.Helper()
 	signal(t, pid, syscall.SIGSTOP)
 	eventually(t, patience, "all threads are stopped", func() bool {
-		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-		for _, path := range stats {
-			text, rerr := os.ReadFile(path)
-			_, after, found := strings.Cut(string(text), ") ")
-			if rerr != nil || !found || !strings.HasPrefix(after, "T") {
-				return false
-			}
-		}
-		return err == nil && len(stats) > 0
+		states := threadStates(pid)
+		return states != "" && strings.Trim(states, "T") == ""
 	})
 }
 

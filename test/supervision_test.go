@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -106,7 +105,7 @@ func TestWatchdog_StoppedWorkerIsReplaced(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{flags: []string{"--watchdog", "1s"}, command: role("shutdown")})
 	victim := s.worker(1, 0)
-	signal(t, victim.PID, syscall.SIGSTOP)
+	halt(t, victim.PID) // and not one connection is accepted by a thread that still runs
 	var wg sync.WaitGroup
 	errs := make([]error, 24)
 	for i := range errs {

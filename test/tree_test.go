@@ -26,6 +26,9 @@ type proc struct {
 // master tells a manager from a worker and from short-lived helpers.
 func (p proc) master() bool { return len(p.Args) > 1 && p.Args[1] == "run" && p.Generation == 0 }
 
+// relay tells a relay process.
+func (p proc) relay() bool { return len(p.Args) > 1 && p.Args[1] == "relay" && p.Generation == 0 }
+
 func (p proc) String() string {
 	return fmt.Sprintf("%d %c (parent %d, session %d) %s", p.PID, p.State, p.Parent, p.Session, strings.Join(p.Args, " "))
 }
@@ -92,7 +95,8 @@ func (s *server) worker(generation, slot int) proc {
 	return found[0]
 }
 
-// settled waits until one master and the workers of one generation are all that is left.
+// settled waits until one master and the workers of one generation are all that is left, and perhaps that master's
+// relay, which stays once something has waited on a dead worker's lane for longer than its replacement took to start.
 func (s *server) settled(generation, workers int) {
 	s.t.Helper()
 	if !s.settles(generation, workers) {
@@ -105,15 +109,20 @@ func (s *server) settles(generation, workers int) bool {
 		if s.gone() {
 			return true
 		}
-		seen, n := s.tree(), 0
-		for _, p := range seen {
-			if p.Generation == generation {
+		masters, n := s.masters(), 0
+		if len(masters) != 1 {
+			return false
+		}
+		for _, p := range s.tree() {
+			switch {
+			case p.Generation == generation:
 				n++
-			} else if !p.master() {
+			case p.relay() && p.Parent == masters[0].PID, p.PID == masters[0].PID:
+			default:
 				return false
 			}
 		}
-		return n == workers && len(seen) == workers+1
+		return n == workers
 	}) && !s.gone()
 }
 
