@@ -111,6 +111,7 @@ func TestSystemd_KilledAsAWholeServesWhoWaits(t *testing.T) {
 				s.upgrade(i + 2)
 			}
 			s.settled(tt.upgrades+1, 3)
+			m.serving(tt.upgrades + 1)
 			lanes := m.names()
 			for round := range counted(2, 10) {
 				generation := 1
@@ -141,6 +142,7 @@ func TestSystemd_KilledAsAWholeServesWhoWaits(t *testing.T) {
 				s.upgrade(3)
 			}
 			s.settled(3, 3)
+			m.serving(3)
 			m.mark()
 			s.stop()
 			if left := m.names(); len(left) > 0 {
@@ -151,6 +153,15 @@ func TestSystemd_KilledAsAWholeServesWhoWaits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// serving waits until the manager has heard that the generation serves: it is the last thing told of an upgrade, after what is
+// kept for it, and some time after the upgrade's own answer.
+func (m *manager) serving(generation int) {
+	m.t.Helper()
+	m.await(fmt.Sprintf("generation %d serves", generation), func(text string) bool {
+		return strings.HasPrefix(text, "READY=1 ") && strings.Contains(text, fmt.Sprintf(": generation %d serving ", generation))
+	})
 }
 
 func without(names []string, prefix string) []string {
